@@ -1,0 +1,259 @@
+//! The contract: what the layer loop asks of an accelerator.
+//!
+//! Operations are cut where fast kernels want them: QKV with RoPE and the KV
+//! write, experts with SwiGLU, a combine that adds the residual and norms for
+//! the next block. A device may run them asynchronously on a stream of its
+//! own: only `read`, `read_routing` and `read_samples` wait.
+
+use crate::columns::Columns;
+use crate::weights::{DenseSource, ExpertsSource};
+use bytes::Bytes;
+
+/// An accelerator.
+///
+/// Buffers are made once, with room for the largest step; each step then sets
+/// their number of rows. Misshapen arguments are the caller's mistake and
+/// panic; what the hardware refuses is an `Error`.
+pub trait Device {
+    /// What the hardware refuses.
+    type Error: std::error::Error + Send + Sync + 'static;
+    /// Activations `[rows, cols]` in the device's own type.
+    type Matrix;
+    /// A dense matrix with its bias, packed for this device.
+    type Linear;
+    /// A table of rows to look up.
+    type Embedding;
+    /// The gain of an RMSNorm, with its epsilon.
+    type Norm;
+    /// One sink logit for each query head.
+    type Sinks;
+    /// The MXFP4 experts of one layer, packed for this device.
+    type Experts;
+    /// Paged keys and values of all layers.
+    type KvCache;
+    /// One step's [`Columns`], on the device.
+    type Batch;
+    /// The chosen experts of each row, with their weights.
+    type Routing;
+    /// Rows grouped by local expert.
+    type Groups;
+    /// Drawn tokens.
+    type Samples;
+
+    /// Packs a dense matrix.
+    fn linear(&mut self, source: DenseSource) -> Result<Self::Linear, Self::Error>;
+    /// Packs an embedding table.
+    fn embedding(&mut self, source: DenseSource) -> Result<Self::Embedding, Self::Error>;
+    /// Packs a norm's bf16 gain.
+    fn norm(&mut self, gain: Bytes, eps: f32) -> Result<Self::Norm, Self::Error>;
+    /// Packs bf16 sink logits.
+    fn sinks(&mut self, logits: Bytes) -> Result<Self::Sinks, Self::Error>;
+    /// Packs the experts of a layer. Weights stay MXFP4.
+    fn experts(&mut self, source: ExpertsSource) -> Result<Self::Experts, Self::Error>;
+
+    /// Room for activations.
+    fn matrix(&mut self, max_rows: usize, cols: usize) -> Result<Self::Matrix, Self::Error>;
+    /// Room for keys and values.
+    fn kv_cache(&mut self, shape: &KvShape) -> Result<Self::KvCache, Self::Error>;
+    /// Room for a step's columns, with the rotary embedding that its positions take.
+    fn batch(&mut self, limits: BatchLimits, rope: &RopeParams) -> Result<Self::Batch, Self::Error>;
+    /// Room for routes.
+    fn routing(&mut self, max_rows: usize, top_k: usize) -> Result<Self::Routing, Self::Error>;
+    /// Room for rows grouped by the experts named in `local`, in that order.
+    fn groups(&mut self, local: &[u32]) -> Result<Self::Groups, Self::Error>;
+    /// Room for drawn tokens.
+    fn samples(&mut self, max_rows: usize) -> Result<Self::Samples, Self::Error>;
+
+    /// Starts a step: copies its columns to the device. Tokens that the step
+    /// before sampled are taken from `before`.
+    fn begin(
+        &mut self,
+        columns: &Columns,
+        before: &Self::Samples,
+        batch: &mut Self::Batch,
+    ) -> Result<(), Self::Error>;
+    /// `hidden[r] = table[token[r]]`.
+    fn embed(
+        &mut self,
+        table: &Self::Embedding,
+        batch: &Self::Batch,
+        hidden: &mut Self::Matrix,
+    ) -> Result<(), Self::Error>;
+    /// `normed[r] = hidden[r] / rms(hidden[r]) * gain`, in f32.
+    fn rms_norm(
+        &mut self,
+        hidden: &Self::Matrix,
+        norm: &Self::Norm,
+        normed: &mut Self::Matrix,
+    ) -> Result<(), Self::Error>;
+    /// Projects to queries, keys and values (the rows of `weights` in that
+    /// order), rotates queries and keys, and writes keys and values to the
+    /// pages of the layer. `queries` is `[rows, heads * head_dim]`.
+    fn qkv(
+        &mut self,
+        normed: &Self::Matrix,
+        weights: &Self::Linear,
+        batch: &Self::Batch,
+        cache: &mut Self::KvCache,
+        layer: usize,
+        queries: &mut Self::Matrix,
+    ) -> Result<(), Self::Error>;
+    /// Causal attention over the layer's pages, scaled by `1 / sqrt(head_dim)`,
+    /// within the layer's window if it has one. The head's sink joins the
+    /// softmax's denominator, unscaled and without a value.
+    fn attention(
+        &mut self,
+        queries: &Self::Matrix,
+        sinks: &Self::Sinks,
+        batch: &Self::Batch,
+        cache: &Self::KvCache,
+        layer: usize,
+        context: &mut Self::Matrix,
+    ) -> Result<(), Self::Error>;
+    /// `out[r] = weights * rows[r] + bias`.
+    fn project(
+        &mut self,
+        rows: &Self::Matrix,
+        weights: &Self::Linear,
+        out: &mut Self::Matrix,
+    ) -> Result<(), Self::Error>;
+    /// `hidden += delta`, then norms `hidden` into `normed`.
+    fn add_rms_norm(
+        &mut self,
+        delta: &Self::Matrix,
+        norm: &Self::Norm,
+        hidden: &mut Self::Matrix,
+        normed: &mut Self::Matrix,
+    ) -> Result<(), Self::Error>;
+    /// Chooses each row's experts: the largest router logits in descending
+    /// order (the lowest number among equals), softmax over the chosen.
+    fn route(
+        &mut self,
+        normed: &Self::Matrix,
+        router: &Self::Linear,
+        routing: &mut Self::Routing,
+    ) -> Result<(), Self::Error>;
+    /// Groups routed rows by local expert, in row order; rows that went to
+    /// other experts are left out. Row `r`'s `j`-th choice has slot `r * top_k + j`.
+    fn group(&mut self, routing: &Self::Routing, groups: &mut Self::Groups) -> Result<(), Self::Error>;
+    /// Runs each grouped row through its expert: gate and up, clamped SwiGLU,
+    /// down with bias. `outputs[slot]` is the expert's output, unweighted.
+    fn run_experts(
+        &mut self,
+        rows: &Self::Matrix,
+        groups: &Self::Groups,
+        experts: &Self::Experts,
+        outputs: &mut Self::Matrix,
+    ) -> Result<(), Self::Error>;
+    /// `hidden[r] += sum over j of weight[r, j] * outputs[r * top_k + j]`, added
+    /// in the order of the choices, then norms `hidden` into `normed`.
+    fn combine_rms_norm(
+        &mut self,
+        outputs: &Self::Matrix,
+        routing: &Self::Routing,
+        norm: &Self::Norm,
+        hidden: &mut Self::Matrix,
+        normed: &mut Self::Matrix,
+    ) -> Result<(), Self::Error>;
+    /// Logits of the batch's `logit_rows`.
+    fn lm_head(
+        &mut self,
+        normed: &Self::Matrix,
+        weights: &Self::Linear,
+        batch: &Self::Batch,
+        logits: &mut Self::Matrix,
+    ) -> Result<(), Self::Error>;
+    /// Draws a token from each row of logits, as the batch's draws say.
+    fn sample(
+        &mut self,
+        logits: &Self::Matrix,
+        batch: &Self::Batch,
+        samples: &mut Self::Samples,
+    ) -> Result<(), Self::Error>;
+
+    /// Waits, and copies activations to the host as f32, row-major.
+    fn read(&mut self, matrix: &Self::Matrix) -> Result<Vec<f32>, Self::Error>;
+    /// Waits, and copies each row's choices to the host.
+    fn read_routing(&mut self, routing: &Self::Routing) -> Result<Vec<Vec<Routed>>, Self::Error>;
+    /// Waits, and copies drawn tokens to the host.
+    fn read_samples(&mut self, samples: &Self::Samples) -> Result<Vec<Drawn>, Self::Error>;
+}
+
+/// The largest step that buffers have room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Rows of a step.
+    pub max_rows: usize,
+    /// Sequences in a step.
+    pub max_slices: usize,
+    /// Rows of logits in a step.
+    pub max_logit_rows: usize,
+}
+
+/// The pages of a rank's KV cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// For each layer its window: how many keys a query sees, its own
+    /// included. `None` sees all.
+    pub windows: Vec<Option<u32>>,
+    /// Key and value heads on this rank.
+    pub num_kv_heads: usize,
+    /// Width of a head, even.
+    pub head_dim: usize,
+    /// Positions of a page.
+    pub block_size: usize,
+    /// Pages of each layer without a window.
+    pub num_full_blocks: usize,
+    /// Pages of each layer with one.
+    pub num_sliding_blocks: usize,
+}
+
+/// Rotary position embedding: pairs `(i, i + head_dim / 2)` are rotated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeParams {
+    /// Width of a head, even.
+    pub head_dim: usize,
+    /// The base of the frequencies.
+    pub theta: f64,
+    /// YaRN's stretching of the context, if any.
+    pub yarn: Option<YarnParams>,
+}
+
+/// YaRN (arXiv:2309.00071), as the gpt-oss checkpoints use it: at every
+/// position, in every layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct YarnParams {
+    /// How many times the context is stretched.
+    pub factor: f64,
+    /// Rotations over the original context above which a frequency is kept.
+    pub beta_fast: f64,
+    /// Rotations below which a frequency is divided by `factor`.
+    pub beta_slow: f64,
+    /// The context that the model was first trained on.
+    pub original_context: f64,
+    /// Whether the correction range is rounded outwards to whole pairs. The
+    /// released checkpoints say no.
+    pub truncate: bool,
+    /// Multiplies cos and sin; usually `0.1 ln(factor) + 1`.
+    pub attention_factor: f64,
+}
+
+/// One choice of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Routed {
+    /// The expert's number in the model.
+    pub expert: u32,
+    /// Its weight; a row's weights sum to 1.
+    pub weight: f32,
+}
+
+/// A drawn token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawn {
+    /// The token.
+    pub token: u32,
+    /// Its natural log-probability under the untouched logits, if asked for.
+    pub logprob: Option<f32>,
+    /// The most probable tokens with theirs, best first.
+    pub top_logprobs: Vec<(u32, f32)>,
+}

@@ -1,0 +1,23 @@
+//! What an accelerator can do for a mixture-of-experts transformer: a dozen
+//! fused, whole-kernel operations, not a tensor algebra.
+//!
+//! [`Device`] is the contract, [`Cpu`] the portable implementation: the
+//! readable reference, and the oracle that every faster one is tested against.
+//! Deliberately absent: models, sequences, ranks and the network.
+//!
+//! Invariant: an operation reads its inputs, writes its output and keeps
+//! nothing. What one row gets does not depend on the rows beside it. All
+//! implementations agree within the tolerance named at the operation.
+
+mod columns;
+mod cpu;
+mod device;
+mod mxfp4;
+mod philox;
+mod weights;
+
+pub use columns::{Columns, Draw, Feed, PenaltyTerms, SliceColumns, Table};
+pub use cpu::Cpu;
+pub use device::{BatchLimits, Device, Drawn, KvShape, RopeParams, Routed, YarnParams};
+pub use mxfp4::{BLOCK, BLOCK_BYTES, NAN_SCALE, decode_block};
+pub use weights::{DensePart, DenseSource, ExpertsSource, Mxfp4Part, Mxfp4Source};

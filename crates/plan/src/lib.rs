@@ -1,0 +1,15 @@
+//! The contract of one step between the scheduler's side and the workers' side.
+//!
+//! One [`StepPlan`] goes out, one [`StepOutput`] comes back, and nothing else
+//! crosses in steady state. Plain data: no I/O, no async, no serialisation.
+//!
+//! Invariant: a value of these types means the same on every machine. No
+//! method does work beyond arithmetic.
+
+mod ids;
+mod sampling;
+mod step;
+
+pub use ids::{BlockId, Rank, SequenceId, TokenId};
+pub use sampling::{Penalties, Sample, SamplingParams, TokenCount, TokenLogprob};
+pub use step::{BlockTable, SequenceSlice, SliceTokens, StepOutput, StepPlan};
