@@ -14,31 +14,31 @@ use bytes::Bytes;
 /// Buffers are made once, with room for the largest step; each step then sets
 /// their number of rows. Misshapen arguments are the caller's mistake and
 /// panic; what the hardware refuses is an `Error`.
-pub trait Device {
+pub trait Device: Send + Sized {
     /// What the hardware refuses.
     type Error: std::error::Error + Send + Sync + 'static;
     /// Activations `[rows, cols]` in the device's own type.
-    type Matrix;
+    type Matrix: Send;
     /// A dense matrix with its bias, packed for this device.
-    type Linear;
+    type Linear: Send;
     /// A table of rows to look up.
-    type Embedding;
+    type Embedding: Send;
     /// The gain of an RMSNorm, with its epsilon.
-    type Norm;
+    type Norm: Send;
     /// One sink logit for each query head.
-    type Sinks;
+    type Sinks: Send;
     /// The MXFP4 experts of one layer, packed for this device.
-    type Experts;
+    type Experts: Send;
     /// Paged keys and values of all layers.
-    type KvCache;
+    type KvCache: Send;
     /// One step's [`Columns`], on the device.
-    type Batch;
+    type Batch: Send;
     /// The chosen experts of each row, with their weights.
-    type Routing;
+    type Routing: Send;
     /// Rows grouped by local expert.
-    type Groups;
+    type Groups: Send;
     /// Drawn tokens.
-    type Samples;
+    type Samples: Send;
 
     /// Packs a dense matrix.
     fn linear(&mut self, source: DenseSource) -> Result<Self::Linear, Self::Error>;
@@ -64,6 +64,9 @@ pub trait Device {
     /// Room for drawn tokens.
     fn samples(&mut self, max_rows: usize) -> Result<Self::Samples, Self::Error>;
 
+    /// Runs `run` where the device's operations are called with the least
+    /// delay: on its own threads, or with its context bound.
+    fn enter<R: Send>(&mut self, run: impl FnOnce(&mut Self) -> R + Send) -> R;
     /// Starts a step: copies its columns to the device. Tokens that the step
     /// before sampled are taken from `before`.
     fn begin(

@@ -17,7 +17,7 @@ mod philox;
 mod weights;
 
 pub use columns::{Columns, Draw, Feed, PenaltyTerms, SliceColumns, Table};
-pub use cpu::Cpu;
+pub use cpu::{Cpu, CpuError};
 pub use device::{BatchLimits, Device, Drawn, KvShape, RopeParams, Routed, YarnParams};
 pub use mxfp4::{BLOCK, BLOCK_BYTES, NAN_SCALE, decode_block};
 pub use weights::{DensePart, DenseSource, ExpertsSource, Mxfp4Part, Mxfp4Source};
