@@ -1,5 +1,7 @@
 //! What one forward pass of the batch computes, and what it gives back.
 
+use std::ops::Range;
+
 use crate::{BlockId, Rank, Sample, SamplingParams, SequenceId, TokenId};
 
 /// Everything the workers need for one forward pass.
@@ -74,6 +76,16 @@ pub struct BlockTable {
     pub blocks: Vec<BlockId>,
 }
 
+impl BlockTable {
+    /// The pages that computing `positions` of a sequence reads and writes, in
+    /// pages from position 0: from the oldest key in the window of the first
+    /// position (from 0 without a window) to the last position.
+    pub fn span(positions: Range<u32>, window: Option<u32>, block_size: u32) -> Range<u32> {
+        let oldest = window.map_or(0, |window| (positions.start + 1).saturating_sub(window));
+        oldest / block_size..positions.end.div_ceil(block_size)
+    }
+}
+
 /// What one step gives back: a sample for each slice that asked for one, in
 /// the order of the plan's slices.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,4 +94,23 @@ pub struct StepOutput {
     pub step: u64,
     /// The sampled tokens.
     pub samples: Vec<Sample>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_window_all_pages_are_needed() {
+        assert_eq!(BlockTable::span(0..1, None, 16), 0..1);
+        assert_eq!(BlockTable::span(100..117, None, 16), 0..8);
+    }
+
+    #[test]
+    fn a_window_counts_the_query_itself() {
+        // Position 128 sees 1..=128; position 127 still sees 0.
+        assert_eq!(BlockTable::span(127..128, Some(128), 1), 0..128);
+        assert_eq!(BlockTable::span(128..129, Some(128), 1), 1..129);
+        assert_eq!(BlockTable::span(128..129, Some(1), 16), 8..9);
+    }
 }
