@@ -18,27 +18,27 @@ pub trait Device: Send + Sized {
     /// What the hardware refuses.
     type Error: std::error::Error + Send + Sync + 'static;
     /// Activations `[rows, cols]` in the device's own type.
-    type Matrix: Send;
+    type Matrix: Send + Sync;
     /// A dense matrix with its bias, packed for this device.
-    type Linear: Send;
+    type Linear: Send + Sync;
     /// A table of rows to look up.
-    type Embedding: Send;
+    type Embedding: Send + Sync;
     /// The gain of an RMSNorm, with its epsilon.
-    type Norm: Send;
+    type Norm: Send + Sync;
     /// One sink logit for each query head.
-    type Sinks: Send;
+    type Sinks: Send + Sync;
     /// The MXFP4 experts of one layer, packed for this device.
-    type Experts: Send;
+    type Experts: Send + Sync;
     /// Paged keys and values of all layers.
-    type KvCache: Send;
+    type KvCache: Send + Sync;
     /// One step's [`Columns`], on the device.
-    type Batch: Send;
+    type Batch: Send + Sync;
     /// The chosen experts of each row, with their weights.
-    type Routing: Send;
+    type Routing: Send + Sync;
     /// Rows grouped by local expert.
-    type Groups: Send;
+    type Groups: Send + Sync;
     /// Drawn tokens.
-    type Samples: Send;
+    type Samples: Send + Sync;
 
     /// Packs a dense matrix.
     fn linear(&mut self, source: DenseSource) -> Result<Self::Linear, Self::Error>;

@@ -1,1 +1,108 @@
-//! What crosses between ranks.
+//! What crosses between ranks: rows out to the experts and home again over the
+//! world, columns joined inside a group.
+//!
+//! [`Link`] is the contract; [`Solo`] is the world of one rank, where nothing
+//! moves. Deliberately absent: layers and scheduling.
+//!
+//! Invariant: every rank makes the same calls in the same order; rows come
+//! back to the rank and the row they left. A link that cannot finish says
+//! which rank it waited for.
+
+use chorale_device::Device;
+
+/// Moves rows and columns between ranks.
+///
+/// Nothing here adds numbers of different ranks: columns are joined in rank
+/// order and expert outputs come home unweighted, so that the answer does not
+/// depend on how many ranks there are.
+pub trait Link<D: Device>: Send {
+    /// Joins the group's columns of a matrix, in rank order: from this rank's
+    /// `part` `[rows, cols of the part]` to `whole` `[rows, all cols]`. What
+    /// `part` holds afterwards is unspecified.
+    fn all_gather(
+        &mut self,
+        device: &mut D,
+        part: &mut D::Matrix,
+        whole: &mut D::Matrix,
+    ) -> Result<(), LinkError<D::Error>>;
+
+    /// Sends each row to the ranks that hold its experts, and gives the rows
+    /// that arrived here, grouped by local expert.
+    fn dispatch<'a>(
+        &'a mut self,
+        device: &mut D,
+        rows: &'a D::Matrix,
+        routing: &D::Routing,
+    ) -> Result<Arrived<'a, D>, LinkError<D::Error>>;
+
+    /// Sends the expert outputs of the last dispatch home: `home[r * top_k + j]`
+    /// is what row `r`'s `j`-th choice answered. What `outputs` holds
+    /// afterwards is unspecified.
+    fn combine(
+        &mut self,
+        device: &mut D,
+        outputs: &mut D::Matrix,
+        home: &mut D::Matrix,
+    ) -> Result<(), LinkError<D::Error>>;
+}
+
+/// Rows that came to this rank's experts.
+pub struct Arrived<'a, D: Device> {
+    /// The rows, from all ranks.
+    pub rows: &'a D::Matrix,
+    /// Which of them each local expert takes.
+    pub groups: &'a D::Groups,
+}
+
+/// Why rows did not cross.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError<E> {
+    /// The device failed; the ranks are well.
+    #[error(transparent)]
+    Device(#[from] E),
+}
+
+/// The link of a world of one rank.
+pub struct Solo<D: Device> {
+    groups: D::Groups,
+}
+
+impl<D: Device> Solo<D> {
+    /// A world whose one rank holds all `num_experts`.
+    pub fn new(device: &mut D, num_experts: u32) -> Result<Self, D::Error> {
+        let all: Vec<u32> = (0..num_experts).collect();
+        Ok(Self { groups: device.groups(&all)? })
+    }
+}
+
+impl<D: Device> Link<D> for Solo<D> {
+    fn all_gather(
+        &mut self,
+        _device: &mut D,
+        part: &mut D::Matrix,
+        whole: &mut D::Matrix,
+    ) -> Result<(), LinkError<D::Error>> {
+        std::mem::swap(part, whole);
+        Ok(())
+    }
+
+    fn dispatch<'a>(
+        &'a mut self,
+        device: &mut D,
+        rows: &'a D::Matrix,
+        routing: &D::Routing,
+    ) -> Result<Arrived<'a, D>, LinkError<D::Error>> {
+        device.group(routing, &mut self.groups)?;
+        Ok(Arrived { rows, groups: &self.groups })
+    }
+
+    fn combine(
+        &mut self,
+        _device: &mut D,
+        outputs: &mut D::Matrix,
+        home: &mut D::Matrix,
+    ) -> Result<(), LinkError<D::Error>> {
+        std::mem::swap(outputs, home);
+        Ok(())
+    }
+}

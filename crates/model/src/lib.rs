@@ -5,4 +5,17 @@
 //! Invariant: the answer does not depend on how many ranks there are, nor on
 //! what else is in the batch.
 
+mod batch;
+pub mod budget;
+pub mod checkpoint;
 pub mod config;
+mod forward;
+mod observe;
+pub mod offline;
+pub mod shard;
+mod weights;
+
+pub use batch::PlanError;
+pub use forward::{GptOss, Room, StepError};
+pub use observe::{Observer, Stage};
+pub use weights::{LoadError, LoadProgress};

@@ -27,6 +27,7 @@ impl Linear {
         let mut first_row = 0;
         let parts = source.parts.into_iter().map(|part| {
             assert_eq!(part.weight.len(), part.rows * cols * 2, "bf16 weights [rows, cols]");
+            touch(&part.weight);
             let bias = part.bias.map_or_else(Vec::new, |bias| decode_bf16(&bias));
             assert!(bias.is_empty() || bias.len() == part.rows, "a bias for each row");
             let placed = Part { first_row, num_rows: part.rows, weight: part.weight, bias };
@@ -99,6 +100,8 @@ impl Mxfp4 {
             assert_eq!(part.scales.len(), num_rows * cols / BLOCK, "a scale for each block");
             let bias = part.bias.map_or_else(Vec::new, |bias| decode_bf16(&bias));
             assert!(bias.is_empty() || bias.len() == num_rows, "a bias for each row");
+            touch(&part.blocks);
+            touch(&part.scales);
             Expert { blocks: part.blocks, scales: part.scales, bias }
         });
         Self { num_rows, cols, experts: experts.collect() }
@@ -182,4 +185,11 @@ fn decode_block(packed: &[u8; BLOCK_BYTES], scale: f32, out: &mut [f32; BLOCK]) 
 pub(super) fn decode_bf16(bytes: &[u8]) -> Vec<f32> {
     let values = bytes.as_chunks::<2>().0.iter();
     values.map(|bits| f32::from_bits(u32::from(u16::from_le_bytes(*bits)) << 16)).collect()
+}
+
+/// Reads a byte of each page of a view, so that a mapped file is in memory
+/// when loading ends and not when the first step waits for it.
+fn touch(bytes: &Bytes) {
+    const PAGE: usize = 4096;
+    std::hint::black_box(bytes.iter().step_by(PAGE).fold(0u8, |sum, byte| sum ^ byte));
 }

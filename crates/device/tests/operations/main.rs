@@ -2,6 +2,8 @@
 //! shapes and the edges. The checks are generic: a faster device is run through
 //! the same ones.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
+
 mod attention;
 mod experts;
 mod fixtures;

@@ -1,0 +1,11 @@
+//! Opening checkpoints: the valid ones of both layouts, every kind of broken
+//! one, and the parts that ranks hold. What is computed from them is not tested here.
+
+mod broken;
+mod config;
+mod config_original;
+mod opens;
+mod properties;
+mod shards;
+mod support;
+mod writer;
