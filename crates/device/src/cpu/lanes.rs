@@ -54,23 +54,56 @@ pub(super) fn multiply(
     let (num_inputs, cols) = (inputs.len(), inputs.cols);
     let mut first = 0;
     while first < num_inputs {
-        let last = num_inputs.min(first + CACHED_INPUTS);
+        let cached = first..num_inputs.min(first + CACHED_INPUTS);
         let mut row = rows.start;
-        while row + TILE <= rows.end {
-            weights.decode::<TILE>(row, cols, decoded);
-            let tile: [&[f32]; TILE] = std::array::from_fn(|i| &decoded[i * cols..][..cols]);
-            let bias = std::array::from_fn(|i| weights.bias(row + i));
-            let out = &mut out[(row - rows.start) * num_inputs..][..TILE * num_inputs];
-            multiply_tile(tile, bias, inputs, first..last, out);
-            row += TILE;
-        }
         while row < rows.end {
-            weights.decode::<1>(row, cols, decoded);
-            let out = &mut out[(row - rows.start) * num_inputs..][..num_inputs];
-            multiply_tile([&decoded[..cols]], [weights.bias(row)], inputs, first..last, out);
-            row += 1;
+            let tile = TILE.min(rows.end - row);
+            for (i, decoded) in decoded.chunks_exact_mut(cols).take(tile).enumerate() {
+                weights.decode(row + i, decoded);
+            }
+            let out = &mut out[(row - rows.start) * num_inputs..][..tile * num_inputs];
+            multiply_tile(decoded, tile, inputs, cached.clone(), out);
+            for (i, out) in out.chunks_exact_mut(num_inputs).enumerate() {
+                let bias = weights.bias(row + i);
+                out[cached.clone()].iter_mut().for_each(|out| *out += bias);
+            }
+            row += tile;
         }
-        first = last;
+        first = cached.end;
+    }
+}
+
+/// Products of `tile` decoded rows with some inputs, four at a time where there
+/// are four: two rows with two inputs, else four rows with one.
+#[inline(always)]
+fn multiply_tile(decoded: &[f32], tile: usize, inputs: &Inputs<'_>, range: Range<usize>, out: &mut [f32]) {
+    let (num_inputs, cols) = (inputs.len(), inputs.cols);
+    let weight = |i: usize| &decoded[i * cols..][..cols];
+    let mut j = range.start;
+    if tile == TILE {
+        while j + 2 <= range.end {
+            let (x0, x1) = (inputs.row(j), inputs.row(j + 1));
+            for i in [0, 2] {
+                let (w0, w1) = (weight(i), weight(i + 1));
+                let sums = dot_four([w0, w0, w1, w1], [x0, x1, x0, x1]);
+                out[i * num_inputs + j..][..2].copy_from_slice(&sums[..2]);
+                out[(i + 1) * num_inputs + j..][..2].copy_from_slice(&sums[2..]);
+            }
+            j += 2;
+        }
+        if j < range.end {
+            let x = inputs.row(j);
+            let sums = dot_four([weight(0), weight(1), weight(2), weight(3)], [x, x, x, x]);
+            for (i, sum) in sums.into_iter().enumerate() {
+                out[i * num_inputs + j] = sum;
+            }
+        }
+        return;
+    }
+    for i in 0..tile {
+        for j in range.clone() {
+            out[i * num_inputs + j] = dot(weight(i), inputs.row(j));
+        }
     }
 }
 
@@ -79,77 +112,72 @@ pub(super) fn decoded_len(cols: usize) -> usize {
     TILE * cols
 }
 
+/// Four dot products side by side: enough independent sums to hide the latency
+/// of one. Rows that occur twice are read once.
 #[inline(always)]
-fn multiply_tile<const W: usize>(
-    tile: [&[f32]; W],
-    bias: [f32; W],
-    inputs: &Inputs<'_>,
-    range: Range<usize>,
-    out: &mut [f32],
-) {
-    let num_inputs = inputs.len();
-    let mut j = range.start;
-    while j + 2 <= range.end {
-        let sums = dot_tile(tile, [inputs.row(j), inputs.row(j + 1)]);
-        for i in 0..W {
-            out[i * num_inputs + j] = sums[i][0] + bias[i];
-            out[i * num_inputs + j + 1] = sums[i][1] + bias[i];
-        }
-        j += 2;
-    }
-    if j < range.end {
-        let sums = dot_tile(tile, [inputs.row(j)]);
-        for i in 0..W {
-            out[i * num_inputs + j] = sums[i][0] + bias[i];
-        }
-    }
-}
-
-/// The dot products of each of `w` with each of `x`.
-#[inline(always)]
-fn dot_tile<const W: usize, const X: usize>(w: [&[f32]; W], x: [&[f32]; X]) -> [[f32; X]; W] {
-    let len = w[0].len();
-    let w = w.map(|row| row[..len].as_chunks::<LANES>());
-    let x = x.map(|row| row[..len].as_chunks::<LANES>());
-    let mut sums = [[[0.0f32; LANES]; X]; W];
+fn dot_four(a: [&[f32]; 4], b: [&[f32]; 4]) -> [f32; 4] {
+    let len = a[0].len();
+    let a = a.map(|row| row[..len].as_chunks::<LANES>());
+    let b = b.map(|row| row[..len].as_chunks::<LANES>());
+    let [mut sum0, mut sum1, mut sum2, mut sum3] = [Lanes::ZERO; 4];
     for chunk in 0..len / LANES {
-        for i in 0..W {
-            for j in 0..X {
-                add_products(&mut sums[i][j], &w[i].0[chunk], &x[j].0[chunk]);
-            }
-        }
+        sum0 = sum0.add_products(&a[0].0[chunk], &b[0].0[chunk]);
+        sum1 = sum1.add_products(&a[1].0[chunk], &b[1].0[chunk]);
+        sum2 = sum2.add_products(&a[2].0[chunk], &b[2].0[chunk]);
+        sum3 = sum3.add_products(&a[3].0[chunk], &b[3].0[chunk]);
     }
-    for i in 0..W {
-        for j in 0..X {
-            add_products(&mut sums[i][j], w[i].1, x[j].1);
-        }
-    }
-    sums.map(|row| row.map(add_lanes))
+    [
+        sum0.finish(a[0].1, b[0].1),
+        sum1.finish(a[1].1, b[1].1),
+        sum2.finish(a[2].1, b[2].1),
+        sum3.finish(a[3].1, b[3].1),
+    ]
 }
 
-#[inline(always)]
-fn add_products(sums: &mut [f32; LANES], a: &[f32], b: &[f32]) {
-    for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-        *sum += a * b;
-    }
-}
-
-#[inline(always)]
-fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
-}
-
-/// The dot product of two rows of equal length.
+/// The dot product of two rows of equal length; the same bits as in [`dot_four`].
 #[inline(always)]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    dot_tile([a], [b])[0][0]
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    let mut sum = Lanes::ZERO;
+    for (a, b) in a.iter().zip(b) {
+        sum = sum.add_products(a, b);
+    }
+    sum.finish(a_rest, b_rest)
+}
+
+/// Partial sums.
+#[derive(Clone, Copy)]
+struct Lanes([f32; LANES]);
+
+impl Lanes {
+    const ZERO: Self = Self([0.0; LANES]);
+
+    #[inline(always)]
+    fn add_products(self, a: &[f32; LANES], b: &[f32; LANES]) -> Self {
+        let mut sums = self.0;
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
+        }
+        Self(sums)
+    }
+
+    /// Adds what is left of a row, then the lanes in a tree.
+    #[inline(always)]
+    fn finish(self, a: &[f32], b: &[f32]) -> f32 {
+        let mut lanes = self.0;
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += a * b;
+        }
+        let mut width = LANES / 2;
+        while width > 0 {
+            for lane in 0..width {
+                lanes[lane] += lanes[lane + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
 }
 
 /// `out = values * gain / rms(values)`.

@@ -130,12 +130,9 @@ enum Values<'a> {
 }
 
 impl Rows<'_> {
-    /// Decodes `N` rows, one behind the other.
     #[inline(always)]
-    pub(super) fn decode<const N: usize>(&self, row: usize, cols: usize, out: &mut [f32]) {
-        for i in 0..N {
-            self.values.decode_row(row + i, &mut out[i * cols..][..cols]);
-        }
+    pub(super) fn decode(&self, row: usize, out: &mut [f32]) {
+        self.values.decode_row(row, out);
     }
 
     #[inline(always)]
@@ -176,8 +173,8 @@ fn decode_block(packed: &[u8; BLOCK_BYTES], scale: f32, out: &mut [f32; BLOCK]) 
         codes[2 * i] = byte & 0x0f;
         codes[2 * i + 1] = byte >> 4;
     }
-    for (out, code) in out.iter_mut().zip(codes) {
-        *out = decode_element(code) * scale;
+    for (out, code) in out.iter_mut().zip(&codes) {
+        *out = decode_element(*code) * scale;
     }
 }
 

@@ -136,7 +136,7 @@ fn attention_agrees_with_plain_loops() {
     for seed in 0..60 {
         let length = 1 + (seed as usize * 7) % 45;
         let case = Case::random(seed, length);
-        let whole = case.run(device, &[0..length], seed);
+        let whole = case.run(device, std::slice::from_ref(&(0..length)), seed);
         assert_close(&whole, &case.expected(), 2e-5, &format!("seed {seed}"));
     }
 }
@@ -147,7 +147,7 @@ fn any_split_into_slices_and_pages_gives_the_same_bits() {
     for seed in 0..60 {
         let length = 20 + (seed as usize * 11) % 50;
         let case = Case::random(seed, length);
-        let whole = case.run(device, &[0..length], seed);
+        let whole = case.run(device, std::slice::from_ref(&(0..length)), seed);
         let slices = random_slices(&mut Random(seed), length);
         assert_eq!(whole, case.run(device, &slices, seed + 1), "seed {seed}, {slices:?}");
     }

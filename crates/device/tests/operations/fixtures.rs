@@ -55,7 +55,7 @@ fn kernels_decode_every_code_and_scale_exactly() {
     let (hidden, intermediate) = (240 * 32, 32);
     // Row r of down: one block of scale r / 32 and every code.
     let codes: [u8; BLOCK_BYTES] =
-        std::array::from_fn(|i| (2 * i as u8 & 15) | ((2 * i as u8 + 1) & 15) << 4);
+        std::array::from_fn(|i| ((2 * i as u8) & 15) | (((2 * i as u8 + 1) & 15) << 4));
     let scales: Vec<u8> = (0..hidden).map(|row| (row / 32) as u8).collect();
     let down = Mxfp4Part { blocks: codes.repeat(hidden).into(), scales: scales.clone().into(), bias: None };
     // Gates of 64 make the sigmoid 1, so an activation is 64 * (up + 1): 64 for

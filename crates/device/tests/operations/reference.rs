@@ -54,6 +54,9 @@ pub(crate) fn to_bf16(values: &[f64]) -> Bytes {
     values.iter().flat_map(|&value| ((value as f32).to_bits() >> 16).to_le_bytes()[..2].to_vec()).collect()
 }
 
+/// Consecutive rows with their biases.
+pub(crate) type Run<'a> = (&'a [Vec<f64>], Option<&'a [f64]>);
+
 /// A source in runs of rows, as checkpoints have them.
 pub(crate) fn dense(runs: &[(&[Vec<f64>], Option<&[f64]>)]) -> DenseSource {
     let parts = runs.iter().map(|(rows, bias)| DensePart {
