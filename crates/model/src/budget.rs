@@ -88,7 +88,7 @@ pub enum BudgetError {
     TooLarge,
     /// A sequence longer than the model's positions.
     #[error(
-        "a sequence of {max_model_len} tokens is longer than the model's {max_position_embeddings} positions"
+        "a sequence of {max_model_len} tokens is longer than the model's {max_position_embeddings} positions: use at most as many"
     )]
     TooLong {
         /// What was asked for.
@@ -191,6 +191,15 @@ impl Budget {
             ranks_needed,
             decode,
         })
+    }
+
+    /// The least that a decode step of any batch size reads.
+    pub fn step_floor(
+        config: &ModelConfig,
+        options: &BudgetOptions,
+        batch_size: usize,
+    ) -> Result<StepFloor, BudgetError> {
+        Ok(floor::floor(&Table::new(config)?, config, options, batch_size))
     }
 }
 

@@ -2,7 +2,7 @@
 //! repetitions: a map would keep one of two entries of the same name and hide
 //! that there were two.
 
-use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
@@ -67,6 +67,4 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for EntriesVisitor<T> {
 #[derive(serde::Deserialize)]
 pub(super) struct IndexFile {
     pub(super) weight_map: Entries<String>,
-    #[serde(rename = "metadata", default)]
-    _metadata: IgnoredAny,
 }

@@ -16,12 +16,12 @@ pub enum CheckpointError {
         reason: &'static str,
     },
     /// The operating system refused: mend permissions, disk or path.
-    #[error("{file}: {source}")]
+    #[error("{file}: {error}")]
     Io {
         /// The file that was read.
         file: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
+        /// What the operating system said; the message has it, so it is no further cause.
+        error: std::io::Error,
     },
     /// Fetch the real file.
     #[error(
@@ -32,7 +32,7 @@ pub enum CheckpointError {
         file: PathBuf,
     },
     /// Download the file anew.
-    #[error("{file}: not valid JSON: {reason}")]
+    #[error("{file}: not valid JSON: {}", shown(.reason))]
     Json {
         /// The damaged file.
         file: PathBuf,
@@ -40,7 +40,7 @@ pub enum CheckpointError {
         reason: String,
     },
     /// Add the field.
-    #[error("{file}: field `{field}` is missing: {remedy}")]
+    #[error("{file}: field `{}` is missing: {remedy}", shown(.field))]
     MissingField {
         /// The file that lacks it.
         file: PathBuf,
@@ -50,7 +50,7 @@ pub enum CheckpointError {
         remedy: String,
     },
     /// Correct the field.
-    #[error("{file}: field `{field}` is {value}: {remedy}")]
+    #[error("{file}: field `{}` is {value}: {remedy}", shown(.field))]
     InvalidField {
         /// The file that has it.
         file: PathBuf,
@@ -74,7 +74,7 @@ pub enum CheckpointError {
         remedy: &'static str,
     },
     /// Serve another model: this one is well formed, but not of the kind that is served here.
-    #[error("{file}: field `{field}` is {value}, which is not supported: {remedy}")]
+    #[error("{file}: field `{}` is {value}, which is not supported: {remedy}", shown(.field))]
     Unsupported {
         /// The file that says so.
         file: PathBuf,
@@ -86,7 +86,7 @@ pub enum CheckpointError {
         remedy: String,
     },
     /// Download the file anew: it is damaged, or no safetensors file at all.
-    #[error("{file}: not a sound safetensors file: {reason}")]
+    #[error("{file}: not a sound safetensors file: {}", shown(.reason))]
     Header {
         /// The damaged file.
         file: PathBuf,
@@ -94,7 +94,7 @@ pub enum CheckpointError {
         reason: String,
     },
     /// Download the file anew: its header contradicts itself at this tensor.
-    #[error("{file}: tensor `{tensor}`: {reason}")]
+    #[error("{file}: tensor `{}`: {}", shown(.tensor), shown(.reason))]
     TensorHeader {
         /// The damaged file.
         file: PathBuf,
@@ -105,7 +105,8 @@ pub enum CheckpointError {
     },
     /// Download the file anew: it ends too early.
     #[error(
-        "{file}: truncated: tensor `{tensor}` ends at byte {needed}, the file at {len}: download it anew"
+        "{file}: truncated: tensor `{}` ends at byte {needed}, the file at {len}: download it anew",
+        shown(.tensor)
     )]
     Truncated {
         /// The short file.
@@ -119,7 +120,9 @@ pub enum CheckpointError {
     },
     /// Correct the index: it leads out of the checkpoint's directory.
     #[error(
-        "{index}: tensor `{tensor}` is placed in `{path}`, outside of the checkpoint's directory: only files beside the index are read"
+        "{index}: tensor `{}` is placed in `{}`, outside of the checkpoint's directory: only files beside the index are read",
+        shown(.tensor),
+        shown(.path)
     )]
     OutsideDirectory {
         /// The index file.
@@ -130,7 +133,7 @@ pub enum CheckpointError {
         path: String,
     },
     /// Download the missing file.
-    #[error("{index}: tensor `{tensor}` is placed in {file}, which does not exist: download it")]
+    #[error("{index}: tensor `{}` is placed in {file}, which does not exist: download it", shown(.tensor))]
     MissingFile {
         /// The index file.
         index: PathBuf,
@@ -140,7 +143,11 @@ pub enum CheckpointError {
         file: PathBuf,
     },
     /// Download index and files of one and the same checkpoint.
-    #[error("{file}: tensor `{tensor}`: {reason}: index and files are not of the same checkpoint")]
+    #[error(
+        "{file}: tensor `{}`: {}: index and files are not of the same checkpoint",
+        shown(.tensor),
+        shown(.reason)
+    )]
     IndexMismatch {
         /// The file in question.
         file: PathBuf,
@@ -150,7 +157,7 @@ pub enum CheckpointError {
         reason: String,
     },
     /// The model needs this tensor.
-    #[error("{file}: tensor `{tensor}` is missing: {remedy}")]
+    #[error("{file}: tensor `{}` is missing: {remedy}", shown(.tensor))]
     MissingTensor {
         /// The index, or the only file.
         file: PathBuf,
@@ -160,7 +167,7 @@ pub enum CheckpointError {
         remedy: &'static str,
     },
     /// The model has no place for this tensor, so ignoring it would compute something else.
-    #[error("{file}: tensor `{tensor}` is not part of this model: {remedy}")]
+    #[error("{file}: tensor `{}` is not part of this model: {remedy}", shown(.tensor))]
     UnknownTensor {
         /// The file that holds it.
         file: PathBuf,
@@ -170,7 +177,11 @@ pub enum CheckpointError {
         remedy: &'static str,
     },
     /// File and `config.json` disagree on the geometry.
-    #[error("{file}: tensor `{tensor}` has shape {found:?}, config.json asks for {expected:?}")]
+    #[error(
+        "{file}: tensor `{}` has shape {}, config.json asks for {expected:?}",
+        shown(.tensor),
+        shown(&format!("{found:?}"))
+    )]
     Shape {
         /// The file that holds it.
         file: PathBuf,
@@ -182,7 +193,7 @@ pub enum CheckpointError {
         found: Vec<usize>,
     },
     /// The tensor is stored in a type that is not read here.
-    #[error("{file}: tensor `{tensor}` has dtype {found}, where {expected} is expected: {remedy}")]
+    #[error("{file}: tensor `{}` has dtype {found}, where {expected} is expected: {remedy}", shown(.tensor))]
     Dtype {
         /// The file that holds it.
         file: PathBuf,
@@ -196,7 +207,10 @@ pub enum CheckpointError {
         remedy: &'static str,
     },
     /// The tensor holds a value that would poison every answer.
-    #[error("{file}: tensor `{tensor}` holds {value} at {index:?}: the file is damaged, download it anew")]
+    #[error(
+        "{file}: tensor `{}` holds {value} at {index:?}: the file is damaged, download it anew",
+        shown(.tensor)
+    )]
     NotFinite {
         /// The file that holds it.
         file: PathBuf,
@@ -213,4 +227,40 @@ pub enum CheckpointError {
         /// What is wrong with the request.
         reason: String,
     },
+}
+
+/// Characters of a file's own text that a message repeats.
+const MAX_SHOWN_CHARS: usize = 300;
+
+/// Text that may come from a file: on one line, without control characters, cut where it gets long.
+fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len().min(MAX_SHOWN_CHARS));
+    for (i, char) in text.chars().enumerate() {
+        if i == MAX_SHOWN_CHARS {
+            shown.push('…');
+            break;
+        }
+        if char.is_control() {
+            shown.extend(char.escape_default());
+        } else {
+            shown.push(char);
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_a_file_cannot_write_lines_or_floods() {
+        let error = CheckpointError::UnknownTensor {
+            file: PathBuf::from("a.safetensors"),
+            tensor: format!("x\n\u{1b}[31m{}", "y".repeat(1 << 20)),
+            remedy: "",
+        };
+        let message = error.to_string();
+        assert!(message.contains(r"`x\n\u{1b}[31myyy") && message.len() < 500, "{message}");
+    }
 }

@@ -37,8 +37,7 @@ pub(super) enum Weights {
 
 /// Finds the weights in the directory, else in its folder `original`.
 pub(super) fn locate(dir: &Path) -> Result<Located, CheckpointError> {
-    let meta =
-        std::fs::metadata(dir).map_err(|source| CheckpointError::Io { file: dir.to_owned(), source })?;
+    let meta = std::fs::metadata(dir).map_err(|error| CheckpointError::Io { file: dir.to_owned(), error })?;
     if !meta.is_dir() {
         let reason = "it is no directory: give the directory that holds config.json";
         return Err(CheckpointError::NotFound { dir: dir.to_owned(), reason });
@@ -79,7 +78,7 @@ fn exists(path: &Path) -> bool {
 
 /// Reads a JSON file whole.
 pub(super) fn read_text(file: &Path) -> Result<String, CheckpointError> {
-    let io_error = |source| CheckpointError::Io { file: file.to_owned(), source };
+    let io_error = |error| CheckpointError::Io { file: file.to_owned(), error };
     let not_json = |reason: String| CheckpointError::Json { file: file.to_owned(), reason };
     let mut content = Vec::new();
     // One byte more than allowed tells a file that is too long.
@@ -94,7 +93,7 @@ pub(super) fn read_text(file: &Path) -> Result<String, CheckpointError> {
 /// Maps a file of weights; the view keeps the mapping alive.
 pub(super) fn map(file: &Path) -> Result<Bytes, CheckpointError> {
     let opened = open(file)?;
-    let io_error = |source| CheckpointError::Io { file: file.to_owned(), source };
+    let io_error = |error| CheckpointError::Io { file: file.to_owned(), error };
     if opened.metadata().map_err(io_error)?.len() == 0 {
         return Err(CheckpointError::Header { file: file.to_owned(), reason: "it is empty".to_owned() });
     }
@@ -117,7 +116,7 @@ pub(super) fn refuse_lfs_pointer(file: &Path, content: &[u8]) -> Result<(), Chec
 
 /// Regular files only: opening a pipe would wait for its writer.
 fn open(file: &Path) -> Result<File, CheckpointError> {
-    let io_error = |source| CheckpointError::Io { file: file.to_owned(), source };
+    let io_error = |error| CheckpointError::Io { file: file.to_owned(), error };
     if !std::fs::metadata(file).map_err(io_error)?.is_file() {
         return Err(io_error(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
     }

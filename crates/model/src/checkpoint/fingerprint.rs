@@ -18,10 +18,11 @@ impl fmt::Display for Fingerprint {
     }
 }
 
-/// Everything that changes the computation goes in: equal fingerprints mean
-/// that shards of both fit together.
+/// Everything that changes the computation goes in, so shards of checkpoints
+/// with equal fingerprints fit together; the tokens that end a completion do not.
 pub(super) fn fingerprint(config: &ModelConfig, layout: Layout, table: &TensorTable) -> Fingerprint {
     let mut hash = Sha256::new();
+    let config = ModelConfig { eos_token_ids: Vec::new(), ..config.clone() };
     hash.update(format!("checkpoint 1\n{layout:?}\n{config:?}\n"));
     for (name, tensor) in table.iter() {
         // Lengths first, so that no name can pass for the end of another.

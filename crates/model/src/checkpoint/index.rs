@@ -18,17 +18,20 @@ impl Index {
     pub fn parse(index: &Path, text: &str) -> Result<Self, CheckpointError> {
         let parsed: IndexFile = serde_json::from_str(text)
             .map_err(|error| CheckpointError::Json { file: index.to_owned(), reason: error.to_string() })?;
+        let mismatch = |tensor, reason: &str| {
+            let (file, reason) = (index.to_owned(), reason.to_owned());
+            Err(CheckpointError::IndexMismatch { file, tensor, reason })
+        };
         let mut files = BTreeMap::new();
         for (tensor, path) in parsed.weight_map.0 {
             if !stays_inside(&path) {
                 return Err(CheckpointError::OutsideDirectory { index: index.to_owned(), tensor, path });
             }
+            if path.chars().any(char::is_control) {
+                return mismatch(tensor, "the name of its file has control characters");
+            }
             if files.insert(tensor.clone(), path).is_some() {
-                return Err(CheckpointError::IndexMismatch {
-                    file: index.to_owned(),
-                    tensor,
-                    reason: "it is in the index twice".to_owned(),
-                });
+                return mismatch(tensor, "it is in the index twice");
             }
         }
         if files.is_empty() {

@@ -68,14 +68,16 @@ fn refuse_other_models(config: &Fields<'_>) -> Result<(), CheckpointError> {
 }
 
 fn refuse_other_quantization(config: &Fields<'_>) -> Result<(), CheckpointError> {
-    const REMEDY: &str = "only `mxfp4` is: serve the published checkpoint, or quantise the experts to MXFP4";
+    const REMEDY: &str = "only `mxfp4` is: take the published checkpoint, or quantise the experts to MXFP4";
+    const MISSING: &str =
+        "`quant_method` must be `mxfp4`: take the published checkpoint, or quantise the experts to MXFP4";
     let Some(quantization) = config.section("quantization_config", "quantization_config.")? else {
-        return Err(config.missing("quantization_config", format!("of the quantisations {REMEDY}")));
+        return Err(config.missing("quantization_config", MISSING));
     };
     match quantization.text("quant_method")? {
         Some("mxfp4") => Ok(()),
         Some(_) => Err(quantization.unsupported("quant_method", REMEDY)),
-        None => Err(quantization.missing("quant_method", REMEDY)),
+        None => Err(quantization.missing("quant_method", MISSING)),
     }
 }
 

@@ -1,0 +1,31 @@
+//! Arguments of `chorale inspect`; what they ask is answered in `inspect`.
+
+use super::{MemoryArgs, ModelArg, WorldArgs};
+use clap::Args;
+
+/// Arguments of `chorale inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
+    #[command(flatten)]
+    pub(crate) world: WorldArgs,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
+    /// Cached tokens that each sequence of a decode step reads
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32), default_value_t = 0,
+          allow_negative_numbers = true, help_heading = "Decode")]
+    pub(crate) context: u32,
+    /// Print one JSON object instead of tables
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  chorale inspect openai/gpt-oss-20b
+  chorale inspect ./checkpoint --device-memory 80GiB --memory-bandwidth 3.35TB/s
+  chorale inspect ./checkpoint --tensor-parallel-size 2 --data-parallel-size 4 --device-memory 24GiB --json
+
+A directory with nothing but config.json will do; where weights are, they are checked, too.";

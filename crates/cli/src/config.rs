@@ -1,0 +1,267 @@
+//! The settings of a run: defaults, overlaid by a TOML file, by `CHORALE_*`
+//! variables and by flags, in this order. Defaults stand here and nowhere
+//! else; what each setting may be stands in `keys`.
+
+use crate::keys::Key;
+use figment::providers::{Format, Serialized, Toml};
+use figment::value::{Dict, Value};
+use figment::{Figment, Profile, Provider};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What file, environment and flags together say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    /// A directory, a hub id, or `demo`, the model inside the binary.
+    pub(crate) model: String,
+    /// The hub's branch, tag or commit; its main branch if `None`.
+    pub(crate) revision: Option<String>,
+    /// Never touches the network.
+    pub(crate) offline: bool,
+    /// Where the demo model is unpacked; the user's cache directory if `None`.
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// The hub's cache; where `HF_HOME` and its kin say if `None`.
+    pub(crate) download_dir: Option<PathBuf>,
+    /// CPU threads; all cores if `None`.
+    pub(crate) threads: Option<usize>,
+    /// Directives of `tracing-subscriber`'s `EnvFilter`.
+    pub(crate) log_level: String,
+    /// Longest sequence; the model's own limit if `None`.
+    pub(crate) max_model_len: Option<usize>,
+    /// Rows of the largest step: longer prompts are computed in slices.
+    pub(crate) max_batch_tokens: usize,
+    /// Positions of a KV page.
+    pub(crate) kv_block_size: usize,
+    /// Type of cached keys and values; the device's own choice if `None`.
+    pub(crate) kv_cache_dtype: Option<KvCacheDtype>,
+    /// Ranks of a group.
+    pub(crate) tensor_parallel_size: usize,
+    /// Groups.
+    pub(crate) data_parallel_size: usize,
+    /// Memory of a rank's device.
+    #[serde(rename = "device_memory")]
+    pub(crate) device_memory_bytes: Option<u64>,
+    /// What a rank's memory delivers.
+    #[serde(rename = "memory_bandwidth")]
+    pub(crate) memory_bandwidth_bytes_per_s: Option<f64>,
+    /// How long the model thinks before it answers.
+    pub(crate) reasoning_effort: ReasoningEffort,
+    /// Tokens to generate at most; as many as fit if `None`.
+    pub(crate) max_tokens: Option<u32>,
+    /// 0 takes the most probable token.
+    pub(crate) temperature: f32,
+    /// Keeps the `k` most probable tokens; all if `None`.
+    pub(crate) top_k: Option<u32>,
+    /// Keeps the fewest tokens whose probabilities sum to this.
+    pub(crate) top_p: f32,
+    /// Drops tokens below this share of the most probable one.
+    pub(crate) min_p: f32,
+    /// Divides logits of tokens that the sequence holds.
+    pub(crate) repetition_penalty: f32,
+    /// Subtracted from logits of tokens in the output.
+    pub(crate) presence_penalty: f32,
+    /// The same for each occurrence.
+    pub(crate) frequency_penalty: f32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            model: "demo".to_owned(),
+            revision: None,
+            offline: false,
+            cache_dir: None,
+            download_dir: None,
+            threads: None,
+            log_level: "info".to_owned(),
+            max_model_len: None,
+            max_batch_tokens: 2048,
+            kv_block_size: 64,
+            kv_cache_dtype: None,
+            tensor_parallel_size: 1,
+            data_parallel_size: 1,
+            device_memory_bytes: None,
+            memory_bandwidth_bytes_per_s: None,
+            reasoning_effort: ReasoningEffort::Medium,
+            max_tokens: None,
+            // OpenAI recommends to sample gpt-oss at 1.0 without cutting.
+            temperature: 1.0,
+            top_k: None,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+        }
+    }
+}
+
+/// The type of cached keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum KvCacheDtype {
+    /// Two bytes.
+    Bf16,
+    /// Four bytes.
+    F32,
+    /// One byte.
+    Fp8,
+}
+
+/// How long the model thinks before it answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ReasoningEffort {
+    /// Short.
+    Low,
+    /// As trained by default.
+    Medium,
+    /// Long.
+    High,
+}
+
+/// Settings that cannot be used. The user's mistake: exit code 2.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// A file that was named is not there, or cannot be read.
+    #[error("cannot read the config file {}: {reason}", path.display())]
+    Unreadable { path: PathBuf, reason: String },
+    /// A file that is no TOML.
+    #[error("the config file {} is no TOML: {reason}", path.display())]
+    NoToml { path: PathBuf, reason: String },
+    /// A name that no setting has.
+    #[error("unknown {place}{}", suggestion(nearest))]
+    UnknownKey { place: String, nearest: Option<String> },
+    /// A value that its setting does not take.
+    #[error("{place} is {value}: {complaint}")]
+    BadValue { place: String, value: String, complaint: String },
+    /// The merged settings do not make a `Config`; `keys` should have said so.
+    #[error("the settings do not fit together: {0}")]
+    Unfit(String),
+}
+
+fn suggestion(nearest: &Option<String>) -> String {
+    match nearest {
+        Some(name) => format!("; did you mean {name}?"),
+        None => String::new(),
+    }
+}
+
+/// Where a setting was made.
+#[derive(Clone, Debug)]
+enum Source<'a> {
+    File(&'a Path),
+    Environment,
+    Flags,
+}
+
+impl Source<'_> {
+    /// How the user wrote a setting's name here.
+    fn name(&self, key: &str) -> String {
+        match self {
+            Self::File(_) => format!("`{key}`"),
+            Self::Environment => format!("{PREFIX}{}", key.to_uppercase()),
+            Self::Flags => format!("--{}", key.replace('_', "-")),
+        }
+    }
+
+    fn place(&self, key: &str) -> String {
+        match self {
+            Self::File(path) => format!("key `{key}` in {}", path.display()),
+            Self::Environment => format!("environment variable {}", self.name(key)),
+            Self::Flags => self.name(key),
+        }
+    }
+}
+
+/// What variables of ours start with.
+const PREFIX: &str = "CHORALE_";
+/// Names the config file, so it is no setting in it.
+const FILE_VARIABLE: &str = "CHORALE_CONFIG";
+/// The short name of `CHORALE_LOG_LEVEL`.
+const LOG_VARIABLE: &str = "CHORALE_LOG";
+
+impl Config {
+    /// Merges file, environment and flags over the defaults. `file` was named
+    /// by a flag; `default_file` is used if it exists and none was named.
+    pub(crate) fn load(
+        file: Option<&Path>,
+        default_file: Option<&Path>,
+        environment: &BTreeMap<String, String>,
+        flags: &impl Serialize,
+    ) -> Result<Self, ConfigError> {
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        let named = file.map(Path::to_owned).or_else(|| named_by(environment));
+        let file = named.or_else(|| default_file.filter(|path| path.exists()).map(Path::to_owned));
+        if let Some(path) = file {
+            figment = merge(figment, checked(&Source::File(&path), read(&path)?)?);
+        }
+        figment = merge(figment, checked(&Source::Environment, variables(environment))?);
+        let flags = top_level(&Serialized::defaults(flags)).map_err(ConfigError::Unfit)?;
+        figment = merge(figment, checked(&Source::Flags, flags)?);
+        figment.extract().map_err(|error| ConfigError::Unfit(error.to_string()))
+    }
+}
+
+fn merge(figment: Figment, layer: Dict) -> Figment {
+    figment.merge(Serialized::defaults(layer))
+}
+
+fn named_by(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
+    environment.get(FILE_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+fn read(path: &Path) -> Result<Dict, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), reason: error.to_string() })?;
+    top_level(&Toml::string(&text))
+        .map_err(|reason| ConfigError::NoToml { path: path.to_owned(), reason: reason.trim_end().to_owned() })
+}
+
+/// Our variables as settings. An empty one counts as unset.
+fn variables(environment: &BTreeMap<String, String>) -> Dict {
+    let ours = environment.iter().filter(|(name, value)| *name != FILE_VARIABLE && !value.is_empty());
+    ours.filter_map(|(name, value)| {
+        let name = if name == LOG_VARIABLE { "CHORALE_LOG_LEVEL" } else { name };
+        Some((name.strip_prefix(PREFIX)?.to_lowercase(), Value::from(value.as_str())))
+    })
+    .collect()
+}
+
+/// What a provider says, without its profiles: we have one.
+fn top_level(provider: &impl Provider) -> Result<Dict, String> {
+    let mut profiles = provider.data().map_err(|error| error.kind.to_string())?;
+    Ok(profiles.remove(&Profile::Default).unwrap_or_default())
+}
+
+/// Checks each setting against the table of keys; unset ones are left out.
+fn checked(source: &Source<'_>, layer: Dict) -> Result<Dict, ConfigError> {
+    let mut good = Dict::new();
+    for (name, value) in layer {
+        if matches!(value, Value::Empty(..)) {
+            continue;
+        }
+        let place = source.place(&name);
+        let Some(key) = Key::named(&name) else {
+            let nearest = Key::nearest(&name).map(|known| source.name(known));
+            return Err(ConfigError::UnknownKey { place, nearest });
+        };
+        let result = match (source, value.as_str()) {
+            (Source::Environment | Source::Flags, Some(text)) => key.parse(text),
+            (Source::Environment | Source::Flags, None) | (Source::File(_), _) => key.check(&value),
+        };
+        let value =
+            result.map_err(|complaint| ConfigError::BadValue { place, value: show(&value), complaint })?;
+        good.insert(name, value);
+    }
+    Ok(good)
+}
+
+fn show(value: &Value) -> String {
+    serde_json::to_string(value).unwrap_or_else(|_| "unprintable".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

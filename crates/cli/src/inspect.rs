@@ -1,0 +1,106 @@
+//! `chorale inspect`: what a model is and what it costs. The arithmetic is
+//! `budget`'s; this room finds the model and puts the figures in order.
+
+mod report;
+
+use crate::args::InspectArgs;
+use crate::config::KvCacheDtype;
+use crate::output::Output;
+use crate::setup::Setup;
+use anyhow::Context;
+use chorale_model::budget::{Budget, BudgetOptions, KvDtype, World};
+use chorale_model::checkpoint::{Checkpoint, Layout};
+use chorale_model::config::ModelConfig;
+use std::path::{Path, PathBuf};
+
+/// Prints the model's budget.
+pub(crate) fn run(args: &InspectArgs, setup: &Setup) -> anyhow::Result<()> {
+    let model = Inspected::find(setup)?;
+    let budget = Budget::new(&model.config, &options(args, setup))?;
+    let report = if args.json { report::json(&model, &budget)? } else { report::text(&model, &budget) };
+    Ok(Output::print(&report)?)
+}
+
+/// A model, as far as it is there.
+struct Inspected {
+    name: String,
+    directory: PathBuf,
+    config: ModelConfig,
+    /// The layout of the weights; `None` where there is only a `config.json`.
+    layout: Option<Layout>,
+}
+
+impl Inspected {
+    fn find(setup: &Setup) -> anyhow::Result<Self> {
+        let name = setup.config.model.clone();
+        let directory = setup.model_directory()?;
+        if has_weights(&directory) {
+            let checkpoint = Checkpoint::open(&directory)?;
+            let (config, layout) = (checkpoint.config().clone(), Some(checkpoint.layout()));
+            return Ok(Self { name, directory, config, layout });
+        }
+        let config = read_config(&directory)?;
+        Ok(Self { name, directory, config, layout: None })
+    }
+}
+
+/// OpenAI's layout lies in this folder of the published repositories.
+const ORIGINAL: &str = "original";
+
+/// Anything that a checkpoint has besides its `config.json`: a file of
+/// weights, or the index of some.
+fn has_weights(directory: &Path) -> bool {
+    let places = [directory.to_owned(), directory.join(ORIGINAL)];
+    let files = places.iter().filter_map(|place| place.read_dir().ok()).flatten().flatten();
+    files.map(|file| file.file_name()).any(|name| {
+        let name = name.to_string_lossy();
+        name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
+    })
+}
+
+fn read_config(directory: &Path) -> anyhow::Result<ModelConfig> {
+    let places = [directory.to_owned(), directory.join(ORIGINAL)];
+    let home = places.iter().find(|place| place.join("config.json").exists());
+    let home =
+        home.with_context(|| format!("{}: neither weights nor a config.json are here", directory.display()))?;
+    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| path.display().to_string());
+    let config = read(&home.join("config.json"))?;
+    let generation = directory.join("generation_config.json");
+    let generation = generation.exists().then(|| read(&generation)).transpose()?;
+    let parsed = if is_original(&config) {
+        ModelConfig::from_original(&config, generation.as_deref())
+    } else {
+        ModelConfig::from_hugging_face(&config, generation.as_deref())
+    };
+    parsed.with_context(|| format!("cannot read the model in {}", home.display()))
+}
+
+/// OpenAI's own file says `num_experts` and does not name an architecture.
+fn is_original(config: &str) -> bool {
+    let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(config) else {
+        return false;
+    };
+    let has = |key: &str| fields.get(key).is_some_and(|value| !value.is_null());
+    has("num_experts") && !has("model_type") && !has("architectures")
+}
+
+fn options(args: &InspectArgs, setup: &Setup) -> BudgetOptions {
+    let config = &setup.config;
+    BudgetOptions {
+        world: World {
+            tensor_parallel_size: config.tensor_parallel_size,
+            data_parallel_size: config.data_parallel_size,
+        },
+        kv_dtype: match config.kv_cache_dtype {
+            Some(KvCacheDtype::Bf16) | None => KvDtype::Bf16,
+            Some(KvCacheDtype::F32) => KvDtype::F32,
+            Some(KvCacheDtype::Fp8) => KvDtype::Fp8,
+        },
+        kv_block_size: config.kv_block_size,
+        max_model_len: config.max_model_len,
+        max_batch_tokens: config.max_batch_tokens,
+        device_memory_bytes: config.device_memory_bytes,
+        memory_bandwidth_bytes_per_s: config.memory_bandwidth_bytes_per_s,
+        context_tokens: args.context as usize,
+    }
+}

@@ -1,0 +1,113 @@
+//! What every command starts from: the settings, the environment, logs and
+//! progress, and the directory of a model. The environment is read here, once.
+
+use crate::args::Cli;
+use crate::config::Config;
+use crate::progress::{Fetch, Progress};
+use crate::telemetry;
+use anyhow::Context;
+use chorale_hub::{HubOptions, ModelName};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What every command starts from.
+pub(crate) struct Setup {
+    /// The settings of this run.
+    pub(crate) config: Config,
+    /// Bars on a terminal, lines of log elsewhere.
+    pub(crate) progress: Progress,
+    /// Whether terminals may be written to in colour (`NO_COLOR`).
+    pub(crate) is_coloured: bool,
+    environment: BTreeMap<String, String>,
+}
+
+impl Setup {
+    /// Merges the settings and starts logging.
+    pub(crate) fn new(cli: &Cli) -> anyhow::Result<Self> {
+        let environment = read_environment();
+        let default_file = default_config_file(&environment);
+        let file = cli.shared.config.as_deref();
+        let config = Config::load(file, default_file.as_deref(), &environment, &cli.settings())?;
+        let progress = Progress::new();
+        let is_coloured = !environment.contains_key("NO_COLOR");
+        telemetry::start(&config.log_level, is_coloured, &progress)?;
+        tracing::debug!(?config, "settings");
+        Ok(Self { config, progress, is_coloured, environment })
+    }
+
+    /// The directory of the model that the settings name, downloaded or
+    /// unpacked if need be.
+    pub(crate) fn model_directory(&self) -> anyhow::Result<PathBuf> {
+        let name: ModelName = self.config.model.parse()?;
+        if let ModelName::Directory(path) = &name
+            && path.is_dir()
+        {
+            // Needs no cache, so it works where no home directory is known.
+            return Ok(path.clone());
+        }
+        let what = match &name {
+            ModelName::Demo => Fetch::Unpack,
+            ModelName::Hub(_) | ModelName::Directory(_) => Fetch::Download,
+        };
+        let bar = self.progress.fetch(what);
+        chorale_hub::resolve(&name, &self.hub_options()?, &|event| bar.on(event))
+            .with_context(|| format!("cannot get the model {name}"))
+    }
+
+    /// Where the hub and its cache are: its own variables, overlaid by our settings.
+    pub(crate) fn hub_options(&self) -> anyhow::Result<HubOptions> {
+        let Config { revision, offline, cache_dir, download_dir, .. } = &self.config;
+        let mut options = HubOptions::from_vars(|name| self.environment.get(name).cloned())?;
+        options.offline |= offline;
+        if let Some(revision) = revision {
+            options.revision = Some(revision.clone());
+        }
+        if let Some(directory) = cache_dir {
+            options.demo_dir = directory.clone();
+        }
+        if let Some(directory) = download_dir {
+            options.cache_dir = directory.clone();
+        }
+        Ok(options)
+    }
+}
+
+/// The variables of this process. One that is no Unicode is none of ours, and
+/// as a path it would not survive our text.
+fn read_environment() -> BTreeMap<String, String> {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text).collect()
+}
+
+/// `chorale/config.toml` in the user's config directory, by the XDG base
+/// directory specification: a relative `XDG_CONFIG_HOME` is no such directory.
+fn default_config_file(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
+    let directory = |name: &str| environment.get(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let config_home = directory("XDG_CONFIG_HOME").filter(|path| path.is_absolute());
+    let config_home = config_home.or_else(|| Some(directory("HOME")?.join(".config")))?;
+    Some(config_home.join("chorale").join("config.toml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_config_file_lies_in_the_user_s_config_directory() {
+        let file = |pairs: &[(&str, &str)]| {
+            let environment =
+                pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            default_config_file(&environment).map(|path| path.display().to_string())
+        };
+        let home = ("HOME", "/home/ada");
+        assert_eq!(file(&[home]).as_deref(), Some("/home/ada/.config/chorale/config.toml"));
+        assert_eq!(
+            file(&[home, ("XDG_CONFIG_HOME", "/etc/ada")]).as_deref(),
+            Some("/etc/ada/chorale/config.toml")
+        );
+        assert_eq!(file(&[home, ("XDG_CONFIG_HOME", "ada")]), file(&[home]));
+        assert_eq!(file(&[]), None);
+    }
+}
