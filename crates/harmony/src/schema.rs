@@ -218,6 +218,14 @@ mod tests {
     }
 
     #[test]
+    fn an_enums_default_is_bare_in_a_property_only() {
+        let union = json!({"oneOf": [{"type": "string", "enum": ["a"], "default": "a"}]});
+        assert_eq!(typescript(&union, ""), "\n | \"a\" // default: \"a\"");
+        let schema = json!({"type": "object", "properties": {"p": union}});
+        assert_eq!(typescript(&schema, ""), "{\np?:\n | \"a\" // default: a\n,\n}");
+    }
+
+    #[test]
     fn a_deep_schema_is_only_deep() {
         let mut schema = json!({"type": "string"});
         for _ in 0..100 {

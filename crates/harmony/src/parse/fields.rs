@@ -4,7 +4,7 @@
 
 use super::draft::Marker;
 use super::repairs::{Repair, Repairs};
-use crate::conversation::{Author, Channel, ContentType, Header, Role};
+use crate::conversation::{Author, Channel, ContentType, Header, Role, ToolNamespace};
 
 /// What stands before a recipient.
 pub(super) const RECIPIENT: &str = "to=";
@@ -181,7 +181,8 @@ impl<'r> Fields<'r> {
     fn unknown_author(&mut self) -> Author {
         let name = self.stranger.take();
         // Only tools speak to the assistant.
-        if name.is_some() && self.recipient.as_deref() == Some(Role::Assistant.as_str()) {
+        let is_spoken_to = self.recipient.as_deref() == Some(Role::Assistant.as_str());
+        if name.as_ref().is_some_and(|name| is_spoken_to || is_qualified(name) || name == "python") {
             return Author { role: Role::Tool, name };
         }
         self.repairs.add(Repair::UnknownAuthor);
@@ -271,10 +272,16 @@ fn identifier(word: &str) -> &str {
     word.split(|c| !is_part(c)).next().unwrap_or_default()
 }
 
-/// Whether a word can only be a tool's: qualified, or a built-in one.
+/// Whether a word can only be the qualified name of a tool. Any namespace would
+/// do after `to=`, but a bare "v1.0" or "python" is more likely prose.
 fn is_tool_name(word: &str) -> bool {
-    let is_qualified = word.split_once('.').is_some_and(|(namespace, name)| {
+    let namespace = word.split_once('.').map(|(namespace, _)| namespace);
+    is_qualified(word) && matches!(namespace, Some(ToolNamespace::FUNCTIONS | "browser"))
+}
+
+/// Whether a word looks like a namespace, a dot and a name.
+fn is_qualified(word: &str) -> bool {
+    word.split_once('.').is_some_and(|(namespace, name)| {
         !namespace.is_empty() && !name.is_empty() && identifier(word).len() == word.len()
-    });
-    is_qualified || matches!(word, "python" | "browser")
+    })
 }

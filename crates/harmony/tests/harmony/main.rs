@@ -1,6 +1,8 @@
 //! The crate against what the reference implementations compute, and against
 //! its own promises on arbitrary input.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod evals;
 mod parsing;
 mod properties;

@@ -287,6 +287,14 @@ fn words_too_many_in_a_header_do_not_spoil_the_arguments() {
 }
 
 #[test]
+fn prose_in_a_header_calls_nothing() {
+    check(
+        "<|channel|>final As of v1.0, e.g. python<|message|>x<|return|>",
+        &["content (implied end): As of v1.0, e.g. python", "content: x", "StrayHeaderText 1"],
+    );
+}
+
+#[test]
 fn a_completion_may_be_cut_off_anywhere() {
     check("", &["EmptyHeader 1"]);
     check("<|channel|>fin", &["EmptyHeader 1"]);
@@ -316,7 +324,7 @@ fn special_tokens_where_they_mean_nothing_are_dropped() {
 fn others_may_speak() {
     let conversation = "<|start|>user:alice<|message|>x<|end|>\
         <|start|>functions.f to=assistant<|channel|>commentary<|message|>r<|end|>\
-        <|start|>lookup to=assistant<|message|>r<|end|><|start|>wizard<|message|>w<|end|>";
+        <|start|>lookup to=assistant<|message|>r<|end|><|start|>a.b<|message|>r<|end|><|start|>wizard<|message|>w<|end|>";
     let messages = parse_conversation(&Tokenizer::shared().encode_with_specials(conversation));
     let authors = messages
         .iter()
@@ -325,6 +333,7 @@ fn others_may_speak() {
         ("user", Some("alice")),
         ("tool", Some("functions.f")),
         ("tool", Some("lookup")),
+        ("tool", Some("a.b")),
         ("assistant", Some("wizard")),
     ];
     assert!(authors.eq(expected), "{messages:?}");

@@ -51,7 +51,7 @@ fn any_company_gives_the_same_tokens() {
         let mut bench = Bench::new(model, limits(6, 64, 32));
         let together = bench.generate(&prompts, &params, 50, 24);
         for (index, prompt) in prompts.iter().enumerate() {
-            let alone = bench.generate(&[prompt.clone()], &params[index..=index], 64, 24);
+            let alone = bench.generate(std::slice::from_ref(prompt), &params[index..=index], 64, 24);
             assert_eq!(together[index], alone[0], "{model} sequence {index}");
         }
         assert_ne!(together[1], together[3], "other seeds give other texts");
