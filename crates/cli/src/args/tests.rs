@@ -1,3 +1,5 @@
+//! What the command line accepts, and what its help says.
+
 use super::*;
 use std::collections::BTreeMap;
 

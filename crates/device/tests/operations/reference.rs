@@ -58,7 +58,7 @@ pub(crate) fn to_bf16(values: &[f64]) -> Bytes {
 pub(crate) type Run<'a> = (&'a [Vec<f64>], Option<&'a [f64]>);
 
 /// A source in runs of rows, as checkpoints have them.
-pub(crate) fn dense(runs: &[(&[Vec<f64>], Option<&[f64]>)]) -> DenseSource {
+pub(crate) fn dense(runs: &[Run<'_>]) -> DenseSource {
     let parts = runs.iter().map(|(rows, bias)| DensePart {
         rows: rows.len(),
         weight: to_bf16(&rows.concat()),

@@ -1,6 +1,6 @@
 //! A hub small enough to read: one thread that accepts, one for each connection.
 //!
-//! It serves two commits of `org/model` and the faults that a test asks for.
+//! It serves two commits of `org/model`, once `org/old`, and the faults that a test asks for.
 //! Every request is remembered; dropping the hub ends it.
 
 use std::collections::BTreeMap;
@@ -172,6 +172,10 @@ impl State {
     fn answer(&self, stream: &TcpStream) -> std::io::Result<()> {
         let Some(request) = read_request(stream)? else { return Ok(()) };
         self.log.lock().unwrap().push(request.clone());
+        if request.path.contains("/org/old/") {
+            let renamed = request.path.replace("/org/old/", "/org/model/");
+            return respond(stream, 307, &format!("Location: {renamed}\r\n"), b"");
+        }
         let path = request.path.split('?').next().unwrap_or_default();
         if let Some(revision) = path.strip_prefix("/api/models/org/model/revision/") {
             return self.list(stream, revision);

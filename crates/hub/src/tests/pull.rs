@@ -85,6 +85,18 @@ fn the_token_goes_to_the_hub_and_not_to_the_host_that_it_redirects_to() {
 }
 
 #[test]
+fn a_renamed_repository_is_followed_with_the_token_and_kept_under_the_name_that_was_asked_for() {
+    let hub = MockHub::single();
+    let user = User::of(&hub);
+    let directory = hub::pull(&"org/old".parse().unwrap(), &user.options, impatient(), &|_| {}).unwrap();
+    assert!(directory.starts_with(user.options.cache_dir.join("models--org--old")));
+    assert_eq!(fs::read(directory.join("model.safetensors")).unwrap(), hub.content("model.safetensors"));
+    for request in hub.requests() {
+        assert_eq!(request.token.is_some(), !request.path.starts_with("/stored/"), "{request:?}");
+    }
+}
+
+#[test]
 fn a_pull_of_what_is_here_asks_for_the_listing_and_moves_nothing() {
     let hub = MockHub::sharded();
     let user = User::of(&hub);

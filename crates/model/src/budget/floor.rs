@@ -29,7 +29,12 @@ pub(super) fn floors(table: &Table, config: &ModelConfig, options: &BudgetOption
     BATCH_SIZES.iter().map(|batch_size| floor(table, config, options, *batch_size)).collect()
 }
 
-pub(super) fn floor(table: &Table, config: &ModelConfig, options: &BudgetOptions, batch_size: usize) -> StepFloor {
+pub(super) fn floor(
+    table: &Table,
+    config: &ModelConfig,
+    options: &BudgetOptions,
+    batch_size: usize,
+) -> StepFloor {
     let world = options.world;
     let busiest = (0..world.num_ranks())
         .map(|rank| bytes_read(table, config, options, Place::new(rank, world), batch_size))

@@ -1,3 +1,6 @@
+//! What a budget must come to: the published figures, and the bytes that the
+//! shard loader maps.
+
 use super::*;
 use crate::checkpoint::Checkpoint;
 use chorale_device::RopeParams;
