@@ -8,6 +8,7 @@ use crate::config::KvCacheDtype;
 use crate::output::Output;
 use crate::setup::Setup;
 use anyhow::Context;
+use chorale_hub::Description;
 use chorale_model::budget::{Budget, BudgetOptions, KvDtype, World};
 use chorale_model::checkpoint::{Checkpoint, Layout};
 use chorale_model::config::ModelConfig;
@@ -33,8 +34,8 @@ struct Inspected {
 impl Inspected {
     fn find(setup: &Setup) -> anyhow::Result<Self> {
         let name = setup.config.model.clone();
-        let directory = setup.model_directory()?;
-        if has_weights(&directory) {
+        let Description { directory, has_weights } = setup.model_description()?;
+        if has_weights && holds_weights(&directory) {
             let checkpoint = Checkpoint::open(&directory)?;
             let (config, layout) = (checkpoint.config().clone(), Some(checkpoint.layout()));
             return Ok(Self { name, directory, config, layout });
@@ -49,7 +50,7 @@ const ORIGINAL: &str = "original";
 
 /// Anything that a checkpoint has besides its `config.json`: a file of
 /// weights, or the index of some.
-fn has_weights(directory: &Path) -> bool {
+fn holds_weights(directory: &Path) -> bool {
     let places = [directory.to_owned(), directory.join(ORIGINAL)];
     let files = places.iter().filter_map(|place| place.read_dir().ok()).flatten().flatten();
     files.map(|file| file.file_name()).any(|name| {

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::progress::{Fetch, Progress};
 use crate::telemetry;
 use anyhow::Context;
-use chorale_hub::{HubOptions, ModelName};
+use chorale_hub::{Description, HubOptions, ModelName};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -52,6 +52,18 @@ impl Setup {
         let bar = self.progress.fetch(what);
         chorale_hub::resolve(&name, &self.hub_options()?, &|event| bar.on(event))
             .with_context(|| format!("cannot get the model {name}"))
+    }
+
+    /// What says what that model is; weights are not downloaded for it.
+    pub(crate) fn model_description(&self) -> anyhow::Result<Description> {
+        let name: ModelName = self.config.model.parse()?;
+        if let ModelName::Directory(path) = &name
+            && path.is_dir()
+        {
+            return Ok(Description { directory: path.clone(), has_weights: true });
+        }
+        chorale_hub::describe(&name, &self.hub_options()?)
+            .with_context(|| format!("cannot look up the model {name}"))
     }
 
     /// Where the hub and its cache are: its own variables, overlaid by our settings.

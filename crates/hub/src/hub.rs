@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use crate::Description;
 use crate::cache::{DEFAULT_REVISION, RepoCache, Revision};
 use crate::client::Client;
 use crate::download::Download;
@@ -75,6 +76,23 @@ pub(crate) fn pull(
     }
 }
 
+/// A directory with the configuration of `id`, which is small; the weights are
+/// in it only if they were here before.
+pub(crate) fn describe(id: &HubId, options: &HubOptions, patience: Patience) -> Result<Description> {
+    let hub = Hub::new(id, options, patience, &|_| {})?;
+    match &hub.cached {
+        Some(commit) => Ok(Description { directory: hub.cache.snapshot(commit), has_weights: true }),
+        None if options.offline => Err(hub.not_cached()),
+        None => {
+            let client = Client::new(options, patience)?;
+            let listing = hub.listing(&client, LISTING_ATTEMPTS)?;
+            hub.fetch_metadata(&client, &listing)?;
+            // No ref: a branch that was pulled whole before is still that.
+            Ok(Description { directory: hub.cache.snapshot(&listing.commit), has_weights: false })
+        }
+    }
+}
+
 impl<'a> Hub<'a> {
     fn new(
         id: &'a HubId,
@@ -91,16 +109,23 @@ impl<'a> Hub<'a> {
     /// Brings every file of the revision here. The small ones come first, for they name the large ones.
     fn download(&self, listing_attempts: u32) -> Result<PathBuf> {
         let client = Client::new(self.options, self.patience)?;
-        let patience = self.patience.at_most(listing_attempts);
-        let listing = retry(patience, || client.listing(self.id, self.revision.as_str()))?;
-        let metadata = listing.metadata().map_err(|lacking| self.lacking(lacking))?;
-        self.fetch(&client, &listing.commit, &metadata, &|_| {})?;
+        let listing = self.listing(&client, listing_attempts)?;
+        self.fetch_metadata(&client, &listing)?;
         let weights = self.weights(&listing)?;
         self.fetch(&client, &listing.commit, &weights, self.progress)?;
         if !self.revision.is_commit() {
             self.cache.write_ref(&self.revision, &listing.commit)?;
         }
         Ok(self.cache.snapshot(&listing.commit))
+    }
+
+    fn listing(&self, client: &Client, attempts: u32) -> Result<Listing> {
+        retry(self.patience.at_most(attempts), || client.listing(self.id, self.revision.as_str()))
+    }
+
+    fn fetch_metadata(&self, client: &Client, listing: &Listing) -> Result<()> {
+        let metadata = listing.metadata().map_err(|lacking| self.lacking(lacking))?;
+        self.fetch(client, &listing.commit, &metadata, &|_| {})
     }
 
     /// The weights, by the index where there is one. It was fetched before.

@@ -60,6 +60,26 @@ pub fn pull(name: &ModelName, options: &HubOptions, progress: Progress<'_>) -> R
     }
 }
 
+/// What says what a model is, without downloading its weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// Holds the model's configuration at least.
+    pub directory: PathBuf,
+    /// Whether the weights are known to be there, too. For a directory that a user named, that is for
+    /// whoever reads it to find out, so it counts as whole.
+    pub has_weights: bool,
+}
+
+/// The configuration of `name`: of a hub id that is not cached, only the small files are downloaded.
+pub fn describe(name: &ModelName, options: &HubOptions) -> Result<Description> {
+    let whole = |directory| Description { directory, has_weights: true };
+    match name {
+        ModelName::Directory(path) => existing_directory(path).map(whole),
+        ModelName::Hub(id) => hub::describe(id, options, Patience::default()),
+        ModelName::Demo => unpack_demo(&options.demo_dir, &|_| {}).map(whole),
+    }
+}
+
 fn existing_directory(path: &Path) -> Result<PathBuf> {
     if path.is_dir() {
         return Ok(path.to_path_buf());

@@ -21,7 +21,7 @@ use crate::error::Result;
 use crate::options::HubOptions;
 use crate::patience::Patience;
 use crate::progress::Event;
-use crate::{HubId, hub};
+use crate::{Description, HubId, hub};
 use mock_hub::MockHub;
 
 /// A commit of the mock hub.
@@ -52,6 +52,10 @@ impl User {
 
     fn resolve(&self) -> Result<PathBuf> {
         hub::resolve(&id(), &self.options, impatient(), &|_| {})
+    }
+
+    fn describe(&self) -> Result<Description> {
+        hub::describe(&id(), &self.options, impatient())
     }
 
     fn pull(&self) -> Result<PathBuf> {

@@ -168,3 +168,21 @@ fn pulls_at_once_into_one_cache_download_each_file_once() {
     }
     assert!(user.blobs().iter().all(|name| !name.ends_with(".incomplete")));
 }
+
+#[test]
+fn a_description_is_the_small_files_and_leaves_the_pull_to_do() {
+    let hub = MockHub::sharded();
+    let mut user = User::of(&hub);
+    let described = user.describe().unwrap();
+    assert!(!described.has_weights);
+    let small = ["config.json", "generation_config.json", "model.safetensors.index.json"];
+    assert_eq!(names(&described.directory), small);
+    assert!(hub.requests().iter().all(|request| !request.path.contains("/stored/")), "no shard is asked for");
+
+    let directory = user.pull().unwrap();
+    assert_eq!(directory, described.directory);
+    let num_requests = hub.requests().len();
+    user.options.offline = true;
+    assert!(user.describe().unwrap().has_weights);
+    assert_eq!(hub.requests().len(), num_requests, "what was pulled needs no network");
+}
