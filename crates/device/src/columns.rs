@@ -3,6 +3,7 @@
 //! a step, and operations read it from there.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 /// The rows of one step, a row for each token that is computed.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -54,7 +55,7 @@ pub struct Table {
 
 /// How to draw one token from a row of logits.
 ///
-/// The order is: bias, penalties, temperature, min-p, top-k, top-p.
+/// The order is: allowed tokens, bias, penalties, temperature, min-p, top-k, top-p.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draw {
     /// 0 takes the largest logit, the lowest id among equals.
@@ -65,6 +66,8 @@ pub struct Draw {
     pub top_p: f32,
     /// Drops tokens below this share of the most probable one.
     pub min_p: f32,
+    /// The only tokens that may be drawn: bit `t % 32` of word `t / 32` for token `t`.
+    pub allowed: Option<Arc<[u32]>>,
     /// Added to single logits.
     pub bias: Vec<(u32, f32)>,
     /// Penalties and the tokens that they fall on.

@@ -211,6 +211,7 @@ fn draw(params: &SamplingParams, position: u32, sequence: u64, bounds: &Bounds) 
         top_k: params.top_k.unwrap_or(0),
         top_p: params.top_p,
         min_p: params.min_p,
+        allowed: params.allowed.as_ref().map(|mask| mask.0.clone()),
         bias: params.logit_bias.clone(),
         penalties: penalties.transpose()?,
         seed: params.seed,

@@ -11,5 +11,5 @@ mod sampling;
 mod step;
 
 pub use ids::{BlockId, Rank, SequenceId, TokenId};
-pub use sampling::{Penalties, Sample, SamplingParams, TokenCount, TokenLogprob};
+pub use sampling::{Penalties, Sample, SamplingParams, TokenCount, TokenLogprob, TokenMask};
 pub use step::{BlockTable, SequenceSlice, SliceTokens, StepOutput, StepPlan};

@@ -1,11 +1,12 @@
 //! How a next token is chosen, and what was chosen.
 
 use crate::{SequenceId, TokenId};
+use std::sync::Arc;
 
 /// How to choose a token from the logits of one row.
 ///
-/// Applied in this order, as vLLM does: logit bias, penalties, temperature,
-/// min-p, top-k, top-p. Log-probabilities that are reported are those of the
+/// Applied in this order, as vLLM does: allowed tokens, logit bias, penalties,
+/// temperature, min-p, top-k, top-p. Log-probabilities that are reported are those of the
 /// model's own logits, before any of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
@@ -24,6 +25,8 @@ pub struct SamplingParams {
     /// With the token's position it decides the draw, so the same seed gives
     /// the same text whatever else is in the batch.
     pub seed: u64,
+    /// The only tokens that may be drawn, where a grammar says so.
+    pub allowed: Option<TokenMask>,
     /// How many alternatives to report beside the sampled token's own
     /// log-probability; `None` reports nothing.
     pub num_logprobs: Option<u32>,
@@ -40,8 +43,22 @@ impl SamplingParams {
             penalties: None,
             logit_bias: Vec::new(),
             seed: 0,
+            allowed: None,
             num_logprobs: None,
         }
+    }
+}
+
+/// A set of tokens, one bit for each entry of the vocabulary: token `t` is in it
+/// if bit `t % 32` of word `t / 32` is set. Tokens beyond the words are not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenMask(pub Arc<[u32]>);
+
+impl TokenMask {
+    /// Whether a token is in the set.
+    pub fn contains(&self, token: TokenId) -> bool {
+        let word = self.0.get(token as usize / 32).copied().unwrap_or(0);
+        word >> (token % 32) & 1 == 1
     }
 }
 

@@ -142,6 +142,7 @@ fn sampling(args: &GenerateArgs, setup: &Setup, config: &ModelConfig) -> anyhow:
         top_p: settings.top_p,
         min_p: settings.min_p,
         penalties: (!is_neutral).then_some(penalties),
+        allowed: None,
         logit_bias: args.logit_bias.iter().map(|bias| (bias.token, bias.bias)).collect(),
         // The hasher's keys are drawn anew for each process.
         seed: args.seed.unwrap_or_else(|| RandomState::new().hash_one(std::process::id())),

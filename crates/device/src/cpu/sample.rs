@@ -23,11 +23,14 @@ pub(super) fn draw(logits: &[f32], draw: &Draw) -> Drawn {
 }
 
 fn choose(logits: &[f32], draw: &Draw) -> u32 {
-    let untouched = draw.bias.is_empty() && draw.penalties.is_none();
+    let untouched = draw.allowed.is_none() && draw.bias.is_empty() && draw.penalties.is_none();
     if untouched && draw.temperature == 0.0 {
         return argmax(logits);
     }
     let mut logits = logits.to_vec();
+    if let Some(allowed) = &draw.allowed {
+        forbid_others(&mut logits, allowed);
+    }
     for &(token, bias) in &draw.bias {
         logits[token as usize] += bias;
     }
@@ -39,6 +42,18 @@ fn choose(logits: &[f32], draw: &Draw) -> u32 {
     }
     let kept = Kept::of(&logits, draw);
     kept.pick(philox::uniform(draw.seed, draw.position))
+}
+
+/// Makes every token that is not in the set impossible.
+fn forbid_others(logits: &mut [f32], allowed: &[u32]) {
+    for (index, logits) in logits.chunks_mut(32).enumerate() {
+        let word = allowed.get(index).copied().unwrap_or(0);
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            if word >> bit & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
 }
 
 fn penalize(logits: &mut [f32], penalties: &PenaltyTerms) {
@@ -180,6 +195,7 @@ mod tests {
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
+            allowed: None,
             bias: Vec::new(),
             penalties: None,
             seed: 1,
@@ -249,6 +265,20 @@ mod tests {
         let highest =
             (0..2000).map(|position| draw(&logits, &Draw { position, ..draw_params.clone() }).token).max();
         assert!((2400..2500).contains(&highest.unwrap()), "{highest:?}");
+    }
+
+    #[test]
+    fn only_allowed_tokens_are_drawn() {
+        let allowed = |tokens: &[u32]| {
+            let mut words = [0u32; 2];
+            tokens.iter().for_each(|token| words[*token as usize / 32] |= 1 << (token % 32));
+            Some(words.to_vec().into())
+        };
+        let logits: Vec<f32> = (0..40).map(|token| token as f32 / 10.0).collect();
+        assert_eq!(draw(&logits, &Draw { allowed: allowed(&[3, 7]), ..plain(0.0) }).token, 7);
+        let params = Draw { allowed: allowed(&[3, 33]), bias: vec![(39, 100.0)], ..plain(2.0) };
+        let shares = shares(&logits, &params);
+        assert!(shares[3] > 0.1 && shares[33] > 0.1 && (shares[3] + shares[33] - 1.0).abs() < 1e-9);
     }
 
     #[test]

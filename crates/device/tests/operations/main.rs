@@ -52,6 +52,7 @@ pub(crate) fn greedy() -> Draw {
         top_k: 0,
         top_p: 1.0,
         min_p: 0.0,
+        allowed: None,
         bias: Vec::new(),
         penalties: None,
         seed: 0,
