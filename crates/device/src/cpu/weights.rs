@@ -2,7 +2,7 @@
 //! bytes, decoded row by row where they are used. Nothing is copied but norms,
 //! sinks and biases, which are small and read as f32.
 
-use crate::mxfp4::{BLOCK, BLOCK_BYTES, decode_element, decode_scale};
+use crate::mxfp4::{BLOCK, BLOCK_BYTES, decode_scale, element_bits};
 use crate::weights::{DenseSource, ExpertsSource, Mxfp4Source};
 use bytes::Bytes;
 
@@ -173,8 +173,12 @@ fn decode_block(packed: &[u8; BLOCK_BYTES], scale: f32, out: &mut [f32; BLOCK]) 
         codes[2 * i] = byte & 0x0f;
         codes[2 * i + 1] = byte >> 4;
     }
-    for (out, code) in out.iter_mut().zip(&codes) {
-        *out = decode_element(*code) * scale;
+    let mut bits = [0u16; BLOCK];
+    for (bits, code) in bits.iter_mut().zip(&codes) {
+        *bits = element_bits(*code);
+    }
+    for (out, bits) in out.iter_mut().zip(&bits) {
+        *out = f32::from_bits(u32::from(*bits) << 16) * scale;
     }
 }
 
