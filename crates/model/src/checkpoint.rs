@@ -83,9 +83,7 @@ impl Checkpoint {
 
     /// The embedding table, whole.
     pub fn embedding(&self) -> Result<DenseSource, CheckpointError> {
-        let rows = 0..self.config.vocab_size;
-        let weight = self.reader(true).rows(self.layout.embedding(), rows.clone())?;
-        Ok(self.table_source(rows.len(), weight))
+        self.read_embedding(self.reader(true))
     }
 
     /// Gain of the norm after the last layer.
@@ -97,10 +95,7 @@ impl Checkpoint {
     /// these are the embedding's, whatever else the files hold, as in transformers.
     pub fn head(&self, spec: &ShardSpec) -> Result<DenseSource, CheckpointError> {
         spec.check(&self.config)?;
-        let name = if self.config.tie_word_embeddings { self.layout.embedding() } else { self.layout.head() };
-        let rows = spec.vocab_rows(&self.config);
-        let weight = self.reader(true).rows(name, rows.clone())?;
-        Ok(self.table_source(rows.len(), weight))
+        self.read_head(self.reader(true), spec)
     }
 
     /// The rank's part of a layer. A rank without attention asks for [`Self::experts`].
@@ -124,8 +119,9 @@ impl Checkpoint {
     pub fn shard_size(&self, spec: &ShardSpec) -> Result<ShardSize, CheckpointError> {
         let mut size = ShardSize::default();
         if spec.attention {
-            let (embedding, head) = (self.embedding()?, self.head(spec)?);
-            let final_norm = self.reader(false).finite(self.layout.final_norm())?;
+            let unread = self.reader(false);
+            let (embedding, head) = (self.read_embedding(unread)?, self.read_head(unread, spec)?);
+            let final_norm = unread.finite(self.layout.final_norm())?;
             size.add(dense_views("weight", "bias", &embedding));
             size.add(dense_views("weight", "bias", &head));
             size.add([("final_norm", &final_norm)]);
@@ -184,6 +180,19 @@ impl Checkpoint {
             down: reader.mxfp4(&names.down, &spec.experts, hidden, intermediate)?,
             swiglu_limit: self.config.swiglu_limit,
         })
+    }
+
+    fn read_embedding(&self, reader: Reader<'_>) -> Result<DenseSource, CheckpointError> {
+        let rows = 0..self.config.vocab_size;
+        let weight = reader.finite_rows(self.layout.embedding(), rows.clone())?;
+        Ok(self.table_source(rows.len(), weight))
+    }
+
+    fn read_head(&self, reader: Reader<'_>, spec: &ShardSpec) -> Result<DenseSource, CheckpointError> {
+        let name = if self.config.tie_word_embeddings { self.layout.embedding() } else { self.layout.head() };
+        let rows = spec.vocab_rows(&self.config);
+        let weight = reader.finite_rows(name, rows.clone())?;
+        Ok(self.table_source(rows.len(), weight))
     }
 
     fn layer_names(&self, layer: usize, spec: &ShardSpec) -> Result<LayerNames, CheckpointError> {
