@@ -58,10 +58,18 @@ impl Attention<'_> {
 }
 
 impl View<'_> {
+    /// Runs of positions that lie in one page, oldest first: where a run begins
+    /// and how long it is.
     #[inline(always)]
-    fn places(&self) -> impl Iterator<Item = Place> {
-        (self.oldest..=self.newest)
-            .map(|position| self.cache.place(self.layer, self.head, self.table, position))
+    fn runs(&self) -> impl Iterator<Item = (Place, usize)> {
+        let block_size = self.cache.shape.block_size;
+        let mut next = self.oldest;
+        std::iter::from_fn(move || {
+            let position = next;
+            next = (self.newest + 1).min((position / block_size + 1) * block_size);
+            let place = || self.cache.place(self.layer, self.head, self.table, position);
+            (position < next).then(|| (place(), next - position))
+        })
     }
 }
 
@@ -77,10 +85,11 @@ fn attend(view: &View<'_>, queries: &[f32], sinks: &[f32], scores: &mut Vec<f32>
     let scale = 1.0 / (head_dim as f32).sqrt();
     scores.clear();
     scores.resize(num_keys * sinks.len(), 0.0);
-    for (index, place) in view.places().enumerate() {
-        let key = view.cache.key(place);
-        for (head, query) in queries.chunks_exact(head_dim).enumerate() {
-            scores[head * num_keys + index] = lanes::dot(query, key) * scale;
+    let mut index = 0;
+    for (place, count) in view.runs() {
+        for key in view.cache.keys(place, count).chunks_exact(head_dim) {
+            lanes::dot_each(queries, key, |head, product| scores[head * num_keys + index] = product * scale);
+            index += 1;
         }
     }
     for (scores, &sink) in scores.chunks_exact_mut(num_keys).zip(sinks) {
@@ -96,10 +105,13 @@ fn attend(view: &View<'_>, queries: &[f32], sinks: &[f32], scores: &mut Vec<f32>
         }
     }
     context.fill(0.0);
-    for (index, place) in view.places().enumerate() {
-        let value = view.cache.value(place);
-        for (head, context) in context.chunks_exact_mut(head_dim).enumerate() {
-            lanes::add_scaled(context, scores[head * num_keys + index], value);
+    let mut index = 0;
+    for (place, count) in view.runs() {
+        for value in view.cache.values(place, count).chunks_exact(head_dim) {
+            for (head, context) in context.chunks_exact_mut(head_dim).enumerate() {
+                lanes::add_scaled(context, scores[head * num_keys + index], value);
+            }
+            index += 1;
         }
     }
 }

@@ -42,16 +42,16 @@ impl KvCache {
         layer.values[offset..][..value.len()].copy_from_slice(value);
     }
 
-    /// One head's key at a place.
+    /// One head's keys from a place on, `count` of them in the same page.
     #[inline(always)]
-    pub(super) fn key(&self, at: Place) -> &[f32] {
-        &self.layers[at.layer].keys[self.offset(at)..][..self.shape.head_dim]
+    pub(super) fn keys(&self, at: Place, count: usize) -> &[f32] {
+        &self.layers[at.layer].keys[self.offset(at)..][..count * self.shape.head_dim]
     }
 
-    /// One head's value at a place.
+    /// One head's values from a place on, `count` of them in the same page.
     #[inline(always)]
-    pub(super) fn value(&self, at: Place) -> &[f32] {
-        &self.layers[at.layer].values[self.offset(at)..][..self.shape.head_dim]
+    pub(super) fn values(&self, at: Place, count: usize) -> &[f32] {
+        &self.layers[at.layer].values[self.offset(at)..][..count * self.shape.head_dim]
     }
 
     #[inline(always)]

@@ -146,6 +146,24 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum.finish(a_rest, b_rest)
 }
 
+/// The dot product of each row in `rows` with `b`.
+#[inline(always)]
+pub(super) fn dot_each(rows: &[f32], b: &[f32], mut give: impl FnMut(usize, f32)) {
+    let row = |index: usize| &rows[index * b.len()..][..b.len()];
+    let num_rows = rows.len() / b.len();
+    let mut index = 0;
+    while index + 4 <= num_rows {
+        let four = [row(index), row(index + 1), row(index + 2), row(index + 3)];
+        for (i, product) in dot_four(four, [b; 4]).into_iter().enumerate() {
+            give(index + i, product);
+        }
+        index += 4;
+    }
+    for index in index..num_rows {
+        give(index, dot(row(index), b));
+    }
+}
+
 /// Partial sums.
 #[derive(Clone, Copy)]
 struct Lanes([f32; LANES]);
