@@ -105,7 +105,18 @@ impl Cli {
     /// Reads the arguments. Prints help and mistakes itself, and then exits.
     pub(crate) fn read() -> Self {
         let matches = command().get_matches();
-        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+        Self::from_arg_matches(&matches).and_then(Self::checked).unwrap_or_else(|error| error.exit())
+    }
+
+    /// What clap's own rules cannot say.
+    fn checked(self) -> Result<Self, clap::Error> {
+        if let Command::Generate(args) = &self.command
+            && args.is_overfull()
+        {
+            let why = "the words are a model and a prompt; quote a prompt of several words, and name the model once";
+            return Err(command().error(clap::error::ErrorKind::TooManyValues, why));
+        }
+        Ok(self)
     }
 
     /// Those of the arguments that are settings.
@@ -114,7 +125,7 @@ impl Cli {
             Settings { shared: &self.shared, model: None, memory: None, world: None, sampling: None };
         match &self.command {
             Command::Generate(args) => Settings {
-                model: args.model.name(),
+                model: args.model(),
                 memory: Some(&args.memory),
                 sampling: Some(&args.sampling),
                 ..settings

@@ -100,7 +100,7 @@ impl Load {
     fn new(args: &OfflineArgs, setup: &Setup, config: &ModelConfig) -> anyhow::Result<Self> {
         let [batch, prompt_tokens, gen_tokens] =
             [args.batch, args.prompt_tokens, args.gen_tokens].map(|count| count as usize);
-        let context = engine::max_model_len(setup, config);
+        let context = engine::max_model_len(setup, config)?;
         let max_tokens = prompt_tokens + gen_tokens;
         if max_tokens > context {
             return Err(UsageError(format!(

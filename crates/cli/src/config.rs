@@ -18,8 +18,8 @@ pub(crate) struct Config {
     pub(crate) model: String,
     /// The hub's branch, tag or commit; its main branch if `None`.
     pub(crate) revision: Option<String>,
-    /// Never touches the network.
-    pub(crate) offline: bool,
+    /// Never touches the network; as `HF_HUB_OFFLINE` says if `None`.
+    pub(crate) offline: Option<bool>,
     /// Where the demo model is unpacked; the user's cache directory if `None`.
     pub(crate) cache_dir: Option<PathBuf>,
     /// The hub's cache; where `HF_HOME` and its kin say if `None`.
@@ -71,7 +71,7 @@ impl Default for Config {
         Self {
             model: "demo".to_owned(),
             revision: None,
-            offline: false,
+            offline: None,
             cache_dir: None,
             download_dir: None,
             threads: None,

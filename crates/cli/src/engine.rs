@@ -71,16 +71,21 @@ impl Engine {
 
 /// Settings that a single rank on the CPU does not have are refused, not ignored.
 fn refuse_unhonoured(settings: &Config) -> anyhow::Result<()> {
-    if let Some(dtype @ (KvCacheDtype::Bf16 | KvCacheDtype::Fp8)) = settings.kv_cache_dtype {
+    let dtype = match settings.kv_cache_dtype {
+        Some(KvCacheDtype::Bf16) => Some("bf16"),
+        Some(KvCacheDtype::Fp8) => Some("fp8"),
+        Some(KvCacheDtype::F32) | None => None,
+    };
+    if let Some(dtype) = dtype {
         return Err(UsageError(format!(
-            "kv_cache_dtype is {dtype:?}: the CPU keeps keys and values as f32; leave it out"
+            "--kv-cache-dtype is {dtype}: the CPU keeps keys and values as f32; leave it out"
         ))
         .into());
     }
     let Config { tensor_parallel_size, data_parallel_size, .. } = settings;
     if (*tensor_parallel_size, *data_parallel_size) != (1, 1) {
         return Err(UsageError(format!(
-            "tensor_parallel_size is {tensor_parallel_size} and data_parallel_size {data_parallel_size}: this \
+            "--tensor-parallel-size is {tensor_parallel_size} and --data-parallel-size {data_parallel_size}: this \
              command computes on one rank; set both to 1"
         ))
         .into());
@@ -89,20 +94,25 @@ fn refuse_unhonoured(settings: &Config) -> anyhow::Result<()> {
 }
 
 /// Refuses tokens that the model does not know. `what` names where they come from.
-pub(crate) fn check_tokens(tokens: &[TokenId], config: &ModelConfig, what: &str) -> anyhow::Result<()> {
-    let unknown = tokens.iter().position(|&token| token as usize >= config.vocab_size);
-    if let Some(index) = unknown {
-        anyhow::bail!(
-            "{what}: token {} at index {index} is not in the model's vocabulary of {}; ids must be below it",
+pub(crate) fn check_tokens(tokens: &[TokenId], config: &ModelConfig, what: &str) -> Result<(), UsageError> {
+    let vocab_size = config.vocab_size;
+    match tokens.iter().position(|&token| token as usize >= vocab_size) {
+        Some(index) => Err(UsageError(format!(
+            "{what}: token {} at index {index} is not in the model's vocabulary of {vocab_size}; ids must be below it",
             tokens[index],
-            config.vocab_size
-        );
+        ))),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The longest sequence: the model's own limit, or a lower one of the settings.
-pub(crate) fn max_model_len(setup: &Setup, config: &ModelConfig) -> usize {
+pub(crate) fn max_model_len(setup: &Setup, config: &ModelConfig) -> Result<usize, UsageError> {
     let limit = config.max_position_embeddings;
-    setup.config.max_model_len.map_or(limit, |len| len.min(limit))
+    match setup.config.max_model_len {
+        Some(len) if len > limit => Err(UsageError(format!(
+            "--max-model-len is {len}: the model has {limit} positions; use at most as many"
+        ))),
+        Some(len) => Ok(len),
+        None => Ok(limit),
+    }
 }

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::progress::{Fetch, Progress};
 use crate::telemetry;
 use anyhow::Context;
-use chorale_hub::{Description, HubOptions, ModelName};
+use chorale_hub::{Description, HubOptions, ModelName, Places};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -69,16 +69,13 @@ impl Setup {
     /// Where the hub and its cache are: its own variables, overlaid by our settings.
     pub(crate) fn hub_options(&self) -> anyhow::Result<HubOptions> {
         let Config { revision, offline, cache_dir, download_dir, .. } = &self.config;
-        let mut options = HubOptions::from_vars(|name| self.environment.get(name).cloned())?;
-        options.offline |= offline;
+        let places = Places { cache_dir: download_dir.clone(), demo_dir: cache_dir.clone() };
+        let mut options = HubOptions::from_vars(|name| self.environment.get(name).cloned(), places)?;
+        if let Some(offline) = offline {
+            options.offline = *offline;
+        }
         if let Some(revision) = revision {
             options.revision = Some(revision.clone());
-        }
-        if let Some(directory) = cache_dir {
-            options.demo_dir = directory.clone();
-        }
-        if let Some(directory) = download_dir {
-            options.cache_dir = directory.clone();
         }
         Ok(options)
     }

@@ -14,6 +14,8 @@ pub(crate) fn start(directives: &str, is_coloured: bool, progress: &Progress) ->
         .with_env_filter(filter)
         .with_ansi(is_coloured && io::stderr().is_terminal())
         .with_writer(BesideBars(progress.clone()))
+        // It would say so on standard error, and panic if that is what failed.
+        .log_internal_errors(false)
         .try_init()
         .map_err(|error| anyhow::anyhow!(error))
 }

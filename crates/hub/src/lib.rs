@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 pub use demo::unpack_demo;
 pub use error::{Error, Result};
 pub use name::{HubId, ModelName};
-pub use options::{HubOptions, ProxyOptions};
+pub use options::{HubOptions, Places, ProxyOptions};
 pub use progress::{Event, Progress};
 
 use patience::Patience;

@@ -43,6 +43,15 @@ pub struct ProxyOptions {
     pub bypass: Vec<String>,
 }
 
+/// Directories that the user named.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// The hub's cache.
+    pub cache_dir: Option<PathBuf>,
+    /// Where the demo model is unpacked.
+    pub demo_dir: Option<PathBuf>,
+}
+
 impl HubOptions {
     /// Reads the hub's variables through `var`, an empty value counting as none.
     ///
@@ -50,23 +59,34 @@ impl HubOptions {
     /// them `XDG_CACHE_HOME`, `HOME`, `HTTPS_PROXY` (`HTTP_PROXY` for an `http:`
     /// endpoint), `ALL_PROXY` and `NO_PROXY`. A token that `hf auth login`
     /// left in a file is read from there.
-    pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    ///
+    /// What `places` names is not looked for, so that no home is needed where both caches are named.
+    pub fn from_vars(var: impl Fn(&str) -> Option<String>, places: Places) -> Result<Self> {
         let var =
             |name: &str| var(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        let absolute = |path: PathBuf| Some(path).filter(|path| path.is_absolute());
         let user_cache = var("XDG_CACHE_HOME")
+            .and_then(|path| absolute(path.into()))
+            .or_else(|| absolute(PathBuf::from(var("HOME")?).join(".cache")));
+        let hf_home = var("HF_HOME")
             .map(PathBuf::from)
-            .or_else(|| Some(PathBuf::from(var("HOME")?).join(".cache")))
-            .ok_or_else(no_home)?;
-        let hf_home = var("HF_HOME").map_or_else(|| user_cache.join("huggingface"), PathBuf::from);
-        let token_path = var("HF_TOKEN_PATH").map_or_else(|| hf_home.join("token"), PathBuf::from);
+            .or_else(|| user_cache.as_ref().map(|user_cache| user_cache.join("huggingface")));
+        let token_path = var("HF_TOKEN_PATH")
+            .map(PathBuf::from)
+            .or_else(|| hf_home.as_ref().map(|hf_home| hf_home.join("token")));
+        let cache_dir = places.cache_dir.or_else(|| var("HF_HUB_CACHE").map(PathBuf::from));
         let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into()).trim_end_matches('/').to_owned();
         let proxies = if endpoint.starts_with("https:") { HTTPS_PROXIES } else { HTTP_PROXIES };
+        let cache_dir = cache_dir.or_else(|| Some(hf_home?.join("hub")));
+        let demo_dir = places.demo_dir.or_else(|| Some(user_cache?.join("chorale")));
+        // Where there is no home, one place that was named has room for both.
+        let any = cache_dir.clone().or_else(|| demo_dir.clone()).ok_or_else(no_home)?;
         Ok(Self {
             endpoint,
-            cache_dir: var("HF_HUB_CACHE").map_or_else(|| hf_home.join("hub"), PathBuf::from),
-            demo_dir: user_cache.join("chorale"),
+            cache_dir: cache_dir.unwrap_or_else(|| any.join("hub")),
+            demo_dir: demo_dir.unwrap_or_else(|| any.join("chorale")),
             token: var("HF_TOKEN").or_else(|| {
-                let token = fs::read_to_string(token_path).ok()?;
+                let token = fs::read_to_string(token_path?).ok()?;
                 Some(token.trim().to_owned()).filter(|token| !token.is_empty())
             }),
             proxy: proxies
@@ -82,8 +102,8 @@ impl HubOptions {
 fn no_home() -> Error {
     Error::Variable {
         name: "HOME",
-        why: "not set".into(),
-        remedy: "set it, or XDG_CACHE_HOME, to where caches may be kept",
+        why: "not set, or not a whole path".into(),
+        remedy: "set it, or XDG_CACHE_HOME, or name a place with --cache-dir",
     }
 }
 
@@ -141,9 +161,10 @@ mod tests {
     use super::*;
 
     fn options(vars: &[(&str, &str)]) -> Result<HubOptions> {
-        HubOptions::from_vars(|name| {
-            vars.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into())
-        })
+        HubOptions::from_vars(
+            |name| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into()),
+            Places::default(),
+        )
     }
 
     #[test]
@@ -192,7 +213,7 @@ mod tests {
     fn no_home_is_an_error_that_says_what_to_set() {
         assert_eq!(
             options(&[]).unwrap_err().to_string(),
-            "HOME is not set: set it, or XDG_CACHE_HOME, to where caches may be kept"
+            "HOME is not set, or not a whole path: set it, or XDG_CACHE_HOME, or name a place with --cache-dir"
         );
     }
 

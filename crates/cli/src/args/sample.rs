@@ -1,19 +1,21 @@
 //! Arguments of `chorale generate`, with those of its values that are about
 //! one run alone and so are no settings.
 
-use super::{MemoryArgs, ModelArg, SamplingArgs};
+use super::{MemoryArgs, SamplingArgs};
 use clap::Args;
 use std::str::FromStr;
 
 /// Arguments of `chorale generate`.
 #[derive(Debug, Args)]
-#[command(allow_missing_positional = true, after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = "chorale generate [OPTIONS] [MODEL] <PROMPT>")]
 pub(crate) struct GenerateArgs {
-    #[command(flatten)]
-    pub(crate) model: ModelArg,
-    /// What to answer; - reads it from standard input
-    #[arg(value_name = "PROMPT")]
-    pub(crate) prompt: String,
+    /// What to answer, after the model if one is named; - reads it from standard input
+    // One list, for clap would take a lone word before a flag for the last of two.
+    #[arg(value_name = "[MODEL] PROMPT", num_args = 1..=2, required = true)]
+    words: Vec<String>,
+    /// A directory, a hub id such as openai/gpt-oss-20b, or demo
+    #[arg(long = "model", value_name = "MODEL", id = "model")]
+    model: Option<String>,
     /// Instructions for the model, as its developer
     #[arg(long, value_name = "TEXT", help_heading = "Conversation")]
     pub(crate) system: Option<String>,
@@ -44,6 +46,26 @@ pub(crate) struct GenerateArgs {
     pub(crate) ignore_eos: bool,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
+}
+
+impl GenerateArgs {
+    /// The model that was named, if one was.
+    pub(crate) fn model(&self) -> Option<&str> {
+        match self.words.as_slice() {
+            [model, _] => Some(model),
+            _ => self.model.as_deref(),
+        }
+    }
+
+    /// What to answer.
+    pub(crate) fn prompt(&self) -> &str {
+        self.words.last().map_or("", String::as_str)
+    }
+
+    /// True if the model was named twice, or there are more words than two.
+    pub(crate) fn is_overfull(&self) -> bool {
+        self.words.len() > 2 || self.words.len() == 2 && self.model.is_some()
+    }
 }
 
 const EXAMPLES: &str = "\

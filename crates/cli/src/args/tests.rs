@@ -3,6 +3,47 @@
 use super::*;
 use std::collections::BTreeMap;
 
+/// As the binary does, with a mistake given back instead of printed.
+fn read<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(words).and_then(Cli::checked)
+}
+
+#[test]
+fn every_example_of_the_help_can_be_run() {
+    let mut num_examples = 0;
+    for path in [&[][..], &["generate"], &["logits"], &["inspect"], &["bench", "offline"], &["pull"]] {
+        let mut command = command();
+        let found = path.iter().try_fold(&mut command, |command, name| command.find_subcommand_mut(name));
+        let help = found.unwrap().get_after_help().unwrap().to_string();
+        for line in help.lines().filter_map(|line| line.split_once("  chorale ")) {
+            let words = split(line.1);
+            let example: Vec<&str> =
+                std::iter::once("chorale").chain(words.iter().map(String::as_str)).collect();
+            assert!(read(example.iter().copied()).is_ok(), "{example:?}");
+            num_examples += 1;
+        }
+    }
+    assert!(num_examples > 10);
+}
+
+/// As a shell would, up to a redirection.
+fn split(line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    for (index, part) in line.split('"').enumerate() {
+        if index % 2 == 1 {
+            words.push(part.to_owned());
+            continue;
+        }
+        for word in part.split_whitespace() {
+            if word == ">" || word == "<" {
+                return words;
+            }
+            words.push(word.to_owned());
+        }
+    }
+    words
+}
+
 #[test]
 fn the_command_line_is_consistent() {
     command().debug_assert();
@@ -37,23 +78,26 @@ fn help_tells_the_defaults_that_the_config_has() {
 #[test]
 fn one_word_is_the_prompt_and_two_are_model_and_prompt() {
     let read = |words: &[&str]| {
-        let cli = Cli::try_parse_from([&["chorale", "generate"], words].concat()).unwrap();
+        let cli = read([&["chorale", "generate"], words].concat()).unwrap();
         let Command::Generate(args) = cli.command else {
             panic!("another command was read");
         };
-        (args.model.name().map(str::to_owned), args.prompt)
+        (args.model().map(str::to_owned), args.prompt().to_owned())
     };
     assert_eq!(read(&["hi"]), (None, "hi".to_owned()));
     assert_eq!(read(&["m", "hi"]), (Some("m".to_owned()), "hi".to_owned()));
     assert_eq!(read(&["--model", "m", "hi"]), (Some("m".to_owned()), "hi".to_owned()));
     assert_eq!(read(&["-"]), (None, "-".to_owned()));
     assert_eq!(read(&["--top-k", "5", "m", "hi", "--seed", "7"]), (Some("m".to_owned()), "hi".to_owned()));
+    assert_eq!(read(&["m", "--top-k", "5", "hi"]), (Some("m".to_owned()), "hi".to_owned()));
+    assert_eq!(read(&["m", "--json", "-"]), (Some("m".to_owned()), "-".to_owned()));
 }
 
 #[test]
 fn a_model_is_named_once() {
     for words in [
         &["chorale", "generate", "--model", "a", "b", "hi"][..],
+        &["chorale", "generate", "a", "b", "hi"],
         &["chorale", "inspect", "a", "--model", "b"],
         &["chorale", "generate"],
         &["chorale", "generate", "--raw", "--system", "x", "hi"],
@@ -64,14 +108,14 @@ fn a_model_is_named_once() {
         &["chorale", "inspect", "--kv-cache-dtype", "int4"],
         &["chorale", "serve"],
     ] {
-        assert!(Cli::try_parse_from(words).is_err(), "{words:?}");
+        assert!(read(words.iter().copied()).is_err(), "{words:?}");
     }
 }
 
 #[test]
 fn settings_are_those_that_were_given() {
     let settings = |words: &[&str]| {
-        let cli = Cli::try_parse_from(words).unwrap();
+        let cli = read(words.iter().copied()).unwrap();
         let value = serde_json::to_value(cli.settings()).unwrap();
         let given = value.as_object().unwrap().iter().filter(|(_, value)| !value.is_null());
         given.map(|(name, value)| (name.clone(), value.to_string())).collect::<BTreeMap<_, _>>()

@@ -23,7 +23,7 @@ const MAX_TOKENS_DEFAULT: usize = 32_768;
 
 /// Runs the command.
 pub(crate) fn run(args: &GenerateArgs, setup: &Setup) -> anyhow::Result<()> {
-    let text = prompt::read(&args.prompt)?;
+    let text = prompt::read(args)?;
     let checkpoint = Engine::open(setup)?;
     let config = checkpoint.config().clone();
     let prompt = prompt::tokens(&text, args, setup, &config)?;
@@ -103,7 +103,7 @@ enum FinishReason {
 }
 
 fn max_tokens(num_prompt_tokens: usize, setup: &Setup, config: &ModelConfig) -> anyhow::Result<usize> {
-    let context = engine::max_model_len(setup, config);
+    let context = engine::max_model_len(setup, config)?;
     let room = context.saturating_sub(num_prompt_tokens);
     if room == 0 {
         return Err(UsageError(format!(
@@ -126,7 +126,13 @@ fn max_tokens(num_prompt_tokens: usize, setup: &Setup, config: &ModelConfig) -> 
 
 fn sampling(args: &GenerateArgs, setup: &Setup, config: &ModelConfig) -> anyhow::Result<SamplingParams> {
     for bias in &args.logit_bias {
-        engine::check_tokens(&[bias.token], config, "--logit-bias")?;
+        if bias.token as usize >= config.vocab_size {
+            return Err(UsageError(format!(
+                "--logit-bias names token {}, which is not in the model's vocabulary of {}; ids must be below it",
+                bias.token, config.vocab_size
+            ))
+            .into());
+        }
     }
     let settings = &setup.config;
     let penalties = Penalties {

@@ -17,10 +17,11 @@ use std::io::Read;
 /// More text than any context holds.
 const STDIN_BYTES_MAX: u64 = 64 << 20;
 
-/// The prompt itself; `-` stands for standard input.
-pub(super) fn read(prompt: &str) -> anyhow::Result<String> {
-    if prompt != "-" {
-        return Ok(prompt.to_owned());
+/// The prompt itself; `-` stands for standard input, whose last line's end is
+/// the editor's and not the user's, unless the prompt is raw.
+pub(super) fn read(args: &GenerateArgs) -> anyhow::Result<String> {
+    if args.prompt() != "-" {
+        return Ok(args.prompt().to_owned());
     }
     let mut bytes = Vec::new();
     let mut stdin = std::io::stdin().lock().take(STDIN_BYTES_MAX + 1);
@@ -31,7 +32,13 @@ pub(super) fn read(prompt: &str) -> anyhow::Result<String> {
         ))
         .into());
     }
-    String::from_utf8(bytes).context("the prompt on standard input is not UTF-8")
+    let mut text = String::from_utf8(bytes)
+        .map_err(|error| UsageError(format!("the prompt on standard input is not UTF-8: {error}")))?;
+    if !args.raw {
+        let end = text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text).len());
+        text.truncate(end.unwrap_or(text.len()));
+    }
+    Ok(text)
 }
 
 /// The tokens of a prompt: as it is, or as a conversation for the assistant to go on.

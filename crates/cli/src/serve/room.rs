@@ -1,0 +1,97 @@
+//! How much memory the KV cache takes, and what fits into it. Pure arithmetic;
+//! what the machine has is asked for once, by [`available_bytes`].
+
+use crate::exit::UsageError;
+use chorale_device::BatchLimits;
+use chorale_model::Room;
+use chorale_model::config::ModelConfig;
+
+/// Keys and values on the CPU are f32.
+const BYTES_PER_VALUE: u64 = 4;
+
+/// Without a setting, the share of the memory that is left beside the weights.
+const SHARE_OF_AVAILABLE: f64 = 0.5;
+
+/// Without a setting, never more: nobody expects a trial to take all there is.
+const BYTES_MAX_DEFAULT: u64 = 8 << 30;
+
+/// If the system does not tell what it has.
+const BYTES_DEFAULT: u64 = 1 << 30;
+
+/// What the cache is sized by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) kv_cache_bytes: u64,
+    pub(super) max_model_len: usize,
+    pub(super) max_num_seqs: usize,
+    pub(super) max_batch_tokens: usize,
+    pub(super) block_size: usize,
+}
+
+/// Pages of both pools for what is wanted. Sliding layers hold a window for
+/// each sequence and the slices of a step, and as much again for prefixes that
+/// may come back; full layers take the rest.
+pub(super) fn room(config: &ModelConfig, wanted: &Wanted) -> Result<Room, UsageError> {
+    let Wanted { max_num_seqs, max_batch_tokens, block_size, .. } = *wanted;
+    let num_sliding_layers = config.windows.iter().flatten().count() as u64;
+    let num_full_layers = config.windows.len() as u64 - num_sliding_layers;
+    let page_bytes =
+        2 * (config.num_key_value_heads * config.head_dim * block_size) as u64 * BYTES_PER_VALUE;
+
+    let pages_max = (max_num_seqs * wanted.max_model_len.div_ceil(block_size)) as u64;
+    let window_pages = config.window().map_or(0, |window| (window as usize).div_ceil(block_size) + 1);
+    let span = max_num_seqs * window_pages + max_batch_tokens.div_ceil(block_size) + max_num_seqs;
+    let num_sliding = if num_sliding_layers == 0 { 0 } else { (2 * span as u64).min(pages_max) };
+    let sliding_bytes = num_sliding * num_sliding_layers * page_bytes;
+
+    let longest = wanted.max_model_len.div_ceil(block_size) as u64;
+    let needed = sliding_bytes + longest * num_full_layers * page_bytes;
+    if needed > wanted.kv_cache_bytes {
+        let needed_mib = needed.div_ceil(1 << 20);
+        return Err(UsageError(format!(
+            "--kv-cache-memory is {} MiB: one sequence of {} tokens with {max_num_seqs} windows needs \
+             {needed_mib} MiB; raise it, or lower --max-model-len, --max-num-seqs or --max-batch-tokens",
+            wanted.kv_cache_bytes >> 20,
+            wanted.max_model_len,
+        )));
+    }
+    let num_full = match num_full_layers {
+        0 => 0,
+        layers => ((wanted.kv_cache_bytes - sliding_bytes) / (layers * page_bytes)).min(pages_max),
+    };
+    Ok(Room {
+        limits: BatchLimits {
+            max_rows: max_batch_tokens,
+            max_slices: max_num_seqs,
+            max_logit_rows: max_num_seqs,
+        },
+        block_size,
+        num_full_blocks: num_full as usize,
+        num_sliding_blocks: num_sliding as usize,
+    })
+}
+
+/// The default size of the cache: half of what is free beside the weights.
+pub(super) fn kv_cache_bytes_default(weight_bytes: u64) -> u64 {
+    let Some(available) = available_bytes() else { return BYTES_DEFAULT };
+    let free = available.saturating_sub(weight_bytes) as f64;
+    ((free * SHARE_OF_AVAILABLE) as u64).min(BYTES_MAX_DEFAULT)
+}
+
+/// Memory that can be had without swapping, where the kernel tells.
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// The longest sequence that the default cache has room for beside the windows
+/// of all sequences: a context that does not fit is cut rather than refused,
+/// unless the user asked for it.
+pub(super) fn max_model_len_that_fits(config: &ModelConfig, wanted: &Wanted) -> usize {
+    let mut len = wanted.max_model_len;
+    while len > wanted.block_size && room(config, &Wanted { max_model_len: len, ..*wanted }).is_err() {
+        len /= 2;
+    }
+    len
+}
