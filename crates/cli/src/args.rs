@@ -4,11 +4,13 @@
 mod inspect;
 mod measure;
 mod sample;
+mod serve;
 mod settings;
 
 pub(crate) use inspect::InspectArgs;
 pub(crate) use measure::{BenchArgs, LogitsArgs, Measurement, OfflineArgs};
-pub(crate) use sample::GenerateArgs;
+pub(crate) use sample::{GenerateArgs, parse_date};
+pub(crate) use serve::{ServeArgs, ServingArgs};
 pub(crate) use settings::{MemoryArgs, ModelArg, SamplingArgs, SharedArgs, WorldArgs};
 
 use crate::config::Config;
@@ -30,6 +32,7 @@ pub(crate) struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  chorale serve
   chorale generate \"Why is the sky blue?\"
   chorale generate openai/gpt-oss-20b --reasoning-effort high \"Prove that 91 is not prime.\"
   chorale inspect openai/gpt-oss-120b --device-memory 80GiB
@@ -42,6 +45,8 @@ environment, and the environment over the file.";
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Serve a model over HTTP and gRPC
+    Serve(Box<ServeArgs>),
     /// Answer a prompt
     Generate(Box<GenerateArgs>),
     /// Write a model's logits for given tokens, to compare engines
@@ -99,6 +104,8 @@ struct Settings<'a> {
     world: Option<&'a WorldArgs>,
     #[serde(flatten)]
     sampling: Option<&'a SamplingArgs>,
+    #[serde(flatten)]
+    serving: Option<&'a ServingArgs>,
 }
 
 impl Cli {
@@ -121,9 +128,21 @@ impl Cli {
 
     /// Those of the arguments that are settings.
     pub(crate) fn settings(&self) -> impl Serialize + '_ {
-        let settings =
-            Settings { shared: &self.shared, model: None, memory: None, world: None, sampling: None };
+        let settings = Settings {
+            shared: &self.shared,
+            model: None,
+            memory: None,
+            world: None,
+            sampling: None,
+            serving: None,
+        };
         match &self.command {
+            Command::Serve(args) => Settings {
+                model: args.model.name(),
+                memory: Some(&args.memory),
+                serving: Some(&args.serving),
+                ..settings
+            },
             Command::Generate(args) => Settings {
                 model: args.model(),
                 memory: Some(&args.memory),

@@ -64,6 +64,55 @@ pub(crate) struct Config {
     pub(crate) presence_penalty: f32,
     /// The same for each occurrence.
     pub(crate) frequency_penalty: f32,
+    /// The address of the doors.
+    pub(crate) host: String,
+    /// The HTTP door's port.
+    pub(crate) port: u16,
+    /// The gRPC door's port.
+    pub(crate) grpc_port: u16,
+    /// The model's name in requests; its own if `None`.
+    pub(crate) served_model_name: Option<String>,
+    /// The server's certificate, in PEM.
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its key, in PEM.
+    pub(crate) tls_key: Option<PathBuf>,
+    /// A TOML file of API keys.
+    pub(crate) api_key_file: Option<PathBuf>,
+    /// One API key, for the environment. Not a flag: other users see those.
+    #[serde(skip_serializing)]
+    pub(crate) api_key: Option<Hidden>,
+    /// Whether metrics need a key.
+    pub(crate) metrics_need_key: bool,
+    /// An origin that browsers may call from.
+    pub(crate) cors_origin: Option<String>,
+    /// Logs in JSON.
+    pub(crate) log_json: bool,
+    /// Seconds for running answers after the first signal.
+    pub(crate) drain_timeout: u64,
+    /// The date that the model is told; today's if `None`.
+    pub(crate) system_date: Option<String>,
+    /// Memory for keys and values; by what the machine has if `None`.
+    #[serde(rename = "kv_cache_memory")]
+    pub(crate) kv_cache_memory_bytes: Option<u64>,
+    /// Sequences that are computed together.
+    pub(crate) max_num_seqs: usize,
+    /// Requests that may wait.
+    pub(crate) max_waiting_requests: usize,
+    /// Seconds that a request may wait; no limit if `None`.
+    pub(crate) max_waiting_time: Option<u64>,
+    /// Keeps computed prompts.
+    pub(crate) prefix_caching: bool,
+}
+
+/// Text that is not shown where settings are.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Hidden(pub(crate) String);
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(hidden)")
+    }
 }
 
 impl Default for Config {
@@ -94,6 +143,25 @@ impl Default for Config {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            // Whoever serves others says so, and sets keys.
+            host: "127.0.0.1".to_owned(),
+            port: 8000,
+            grpc_port: 50051,
+            served_model_name: None,
+            tls_cert: None,
+            tls_key: None,
+            api_key_file: None,
+            api_key: None,
+            metrics_need_key: false,
+            cors_origin: None,
+            log_json: false,
+            drain_timeout: 30,
+            system_date: None,
+            kv_cache_memory_bytes: None,
+            max_num_seqs: 32,
+            max_waiting_requests: 1024,
+            max_waiting_time: None,
+            prefix_caching: true,
         }
     }
 }

@@ -70,7 +70,7 @@ impl Engine {
 }
 
 /// Settings that a single rank on the CPU does not have are refused, not ignored.
-fn refuse_unhonoured(settings: &Config) -> anyhow::Result<()> {
+pub(crate) fn refuse_unhonoured(settings: &Config) -> anyhow::Result<()> {
     let dtype = match settings.kv_cache_dtype {
         Some(KvCacheDtype::Bf16) => Some("bf16"),
         Some(KvCacheDtype::Fp8) => Some("fp8"),

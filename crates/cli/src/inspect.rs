@@ -45,6 +45,11 @@ impl Inspected {
     }
 }
 
+/// The geometry of the model that the settings name; its weights may not be here yet.
+pub(crate) fn model_config(setup: &Setup) -> anyhow::Result<ModelConfig> {
+    read_config(&setup.model_description()?.directory)
+}
+
 /// OpenAI's layout lies in this folder of the published repositories.
 const ORIGINAL: &str = "original";
 

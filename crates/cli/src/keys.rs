@@ -1,6 +1,7 @@
 //! The names of all settings, and what values each takes. One table checks
 //! file, environment and flags alike; it neither reads nor merges them.
 
+use crate::args;
 use crate::telemetry;
 use crate::units;
 use figment::value::{Num, Value};
@@ -30,6 +31,8 @@ enum Kind {
     Real { min: f64, max: f64, min_allowed: bool },
     /// One of these.
     Choice(&'static [&'static str]),
+    /// A day of the calendar, or a word for one.
+    Date,
     /// Bytes, with a unit.
     Size,
     /// Bytes a second, with a unit.
@@ -79,6 +82,24 @@ pub(crate) const KEYS: &[Key] = &[
     key("repetition_penalty", real_above(0.0, PENALTY_MAX), "a number above 0; 1 does nothing"),
     key("presence_penalty", real(-PENALTY_MAX, PENALTY_MAX), "a finite number; 0 does nothing"),
     key("frequency_penalty", real(-PENALTY_MAX, PENALTY_MAX), "a finite number; 0 does nothing"),
+    key("host", Kind::Text, "an address such as 127.0.0.1, or 0.0.0.0 for all"),
+    key("port", count(0, u16::MAX as u64), "a port from 0 to 65535"),
+    key("grpc_port", count(0, u16::MAX as u64), "a port from 0 to 65535"),
+    key("served_model_name", Kind::Text, "a name"),
+    key("tls_cert", Kind::Text, "a file in PEM"),
+    key("tls_key", Kind::Text, "a file in PEM"),
+    key("api_key_file", Kind::Text, "a TOML file of keys"),
+    key("api_key", Kind::Text, "a secret"),
+    key("metrics_need_key", Kind::Switch, "true or false"),
+    key("cors_origin", Kind::Text, "an origin such as https://example.com, or *"),
+    key("log_json", Kind::Switch, "true or false"),
+    key("drain_timeout", count(0, 86_400), "a whole number of seconds from 0 to 86400"),
+    key("system_date", Kind::Date, "a day such as 2025-06-28, today, or none"),
+    key("kv_cache_memory", Kind::Size, "a size such as 4GiB or 512MiB"),
+    key("max_num_seqs", count(1, 4096), "a whole number of sequences from 1 to 4096"),
+    key("max_waiting_requests", count(1, 1 << 20), "a whole number of requests from 1 to 1048576"),
+    key("max_waiting_time", count(1, 86_400), "a whole number of seconds from 1 to 86400"),
+    key("prefix_caching", Kind::Switch, "true or false"),
 ];
 
 const fn key(name: &'static str, kind: Kind, must: &'static str) -> Key {
@@ -113,7 +134,7 @@ impl Key {
     /// Parses what a flag or a variable says.
     pub(crate) fn parse(&self, text: &str) -> Result<Value, String> {
         let value = match self.kind {
-            Kind::Text | Kind::Directives | Kind::Choice(_) | Kind::Size | Kind::Rate => {
+            Kind::Text | Kind::Date | Kind::Directives | Kind::Choice(_) | Kind::Size | Kind::Rate => {
                 Some(Value::from(text))
             }
             Kind::Switch => match text {
@@ -132,6 +153,10 @@ impl Key {
     pub(crate) fn check(&self, value: &Value) -> Result<Value, String> {
         let checked = match self.kind {
             Kind::Text => value.as_str().filter(|text| !text.is_empty()).map(Value::from),
+            Kind::Date => value
+                .as_str()
+                .filter(|text| ["today", "none"].contains(text) || args::parse_date(text).is_ok())
+                .map(Value::from),
             Kind::Directives => value.as_str().filter(|text| telemetry::is_directives(text)).map(Value::from),
             Kind::Switch => value.to_bool().map(Value::from),
             Kind::Choice(names) => value.as_str().filter(|name| names.contains(name)).map(Value::from),

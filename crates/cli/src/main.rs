@@ -19,6 +19,7 @@ mod logits;
 mod output;
 mod progress;
 mod pull;
+mod serve;
 mod setup;
 mod telemetry;
 mod units;
@@ -37,6 +38,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     }
     let setup = Setup::new(cli)?;
     match &cli.command {
+        Command::Serve(_) => serve::run(&setup),
         Command::Generate(args) => generate::run(args, &setup),
         Command::Logits(args) => logits::run(args, &setup),
         Command::Inspect(args) => inspect::run(args, &setup),

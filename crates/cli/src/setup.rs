@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// What every command starts from.
+#[derive(Clone)]
 pub(crate) struct Setup {
     /// The settings of this run.
     pub(crate) config: Config,
@@ -30,7 +31,7 @@ impl Setup {
         let config = Config::load(file, default_file.as_deref(), &environment, &cli.settings())?;
         let progress = Progress::new();
         let is_coloured = !environment.contains_key("NO_COLOR");
-        telemetry::start(&config.log_level, is_coloured, &progress)?;
+        telemetry::start(&config.log_level, config.log_json, is_coloured, &progress)?;
         tracing::debug!(?config, "settings");
         Ok(Self { config, progress, is_coloured, environment })
     }

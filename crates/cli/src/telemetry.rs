@@ -8,16 +8,21 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Starts logging. `directives` were checked with the other settings.
-pub(crate) fn start(directives: &str, is_coloured: bool, progress: &Progress) -> anyhow::Result<()> {
+pub(crate) fn start(
+    directives: &str,
+    is_json: bool,
+    is_coloured: bool,
+    progress: &Progress,
+) -> anyhow::Result<()> {
     let filter = EnvFilter::builder().parse(directives)?;
-    tracing_subscriber::fmt()
+    let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(is_coloured && io::stderr().is_terminal())
         .with_writer(BesideBars(progress.clone()))
         // It would say so on standard error, and panic if that is what failed.
-        .log_internal_errors(false)
-        .try_init()
-        .map_err(|error| anyhow::anyhow!(error))
+        .log_internal_errors(false);
+    let started = if is_json { builder.json().try_init() } else { builder.try_init() };
+    started.map_err(|error| anyhow::anyhow!(error))
 }
 
 /// True for what `EnvFilter` takes and a person may have meant: it reads a

@@ -180,7 +180,7 @@ fn prompts_that_do_not_fit_are_refused() {
     );
     refused(
         &chorale(home.path(), &["generate", "--kv-cache-dtype", "fp8", "Hi"]),
-        &["kv_cache_dtype", "f32"],
+        &["--kv-cache-dtype is fp8", "f32"],
     );
 }
 

@@ -61,7 +61,7 @@ pub struct Engine {
 }
 
 enum Command {
-    Submit(Submission, oneshot::Sender<Result<TokenStream, Rejected>>),
+    Submit(Box<Submission>, oneshot::Sender<Result<TokenStream, Rejected>>),
     Cancel(SequenceId),
     Stop,
 }
@@ -92,7 +92,7 @@ impl Engine {
     /// Hands in a prompt. The answer comes after the step that is running.
     pub async fn submit(&self, submission: Submission) -> Result<TokenStream, SubmitError> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Submit(submission, reply);
+        let command = Command::Submit(Box::new(submission), reply);
         self.commands.send(command).await.map_err(|_| SubmitError::Stopping)?;
         Ok(answer.await.map_err(|_| SubmitError::Stopping)??)
     }
@@ -181,7 +181,7 @@ impl<E: Executor> Loop<E> {
     fn apply(&mut self, command: Command) {
         match command {
             Command::Submit(submission, reply) => {
-                let answer = self.submit(submission);
+                let answer = self.submit(*submission);
                 // A client that left while it waited is swept before the next plan.
                 let _ = reply.send(answer);
             }

@@ -3,6 +3,7 @@
 
 use chorale_plan::{Sample, SequenceId};
 use chorale_scheduler::{FinishReason, Usage};
+use std::task::{Context, Poll};
 use tokio::sync::mpsc;
 
 /// What happens to one sequence. Ends after `Finished` or `Failed`.
@@ -35,6 +36,11 @@ impl TokenStream {
     /// The sequence's number.
     pub fn sequence(&self) -> SequenceId {
         self.sequence
+    }
+
+    /// [`Self::next`] for those who wait for several streams at once.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<TokenEvent>> {
+        self.events.poll_recv(cx)
     }
 
     /// The next event; `None` after the last.

@@ -7,6 +7,11 @@
 //! parser never fails on model output. A model may emit anything; what cannot
 //! be understood as a header comes out as text, and [`Repairs`] counts it.
 //!
+//! Rooms: `tokenizer`, `conversation` (the nouns), `render` and its `schema`,
+//! `parse`, and `constrain`, which says for each token of an answer which ones
+//! may come next. [`Constraint`] covers what a client can demand: the form of an
+//! answer, who is called, and with which arguments; thinking stays free.
+//!
 //! ```
 //! use chorale_harmony::{Conversation, Kind, Message, Part, RenderOptions, StreamParser, SystemContent};
 //! use chorale_harmony::{Tokenizer, render_for_completion};
@@ -32,12 +37,16 @@
 //! # Ok::<(), chorale_harmony::RenderError>(())
 //! ```
 
+mod constrain;
 mod conversation;
 mod parse;
 mod render;
 mod schema;
 mod tokenizer;
 
+pub use constrain::{
+    Constraint, ConstraintError, ConstraintSpec, ResponseConstraint, SpecError, ToolChoice, ToolConstraint,
+};
 pub use conversation::{
     Author, Channel, Channels, Content, ContentType, Conversation, DeveloperContent, Header, Kind, Message,
     ReasoningEffort, ResponseFormat, Role, SystemContent, Tool, ToolNamespace,

@@ -132,6 +132,11 @@ impl Tokenizer {
         self.bytes.get(token as usize).map(|bytes| &**bytes)
     }
 
+    /// The ordinary token of exactly these bytes.
+    pub(crate) fn token_of(&self, bytes: &[u8]) -> Option<TokenId> {
+        self.ids.get(bytes).copied()
+    }
+
     /// Whether the id is not text. Ids outside of the vocabulary are not special.
     pub fn is_special(&self, token: TokenId) -> bool {
         (special::FIRST..VOCABULARY_SIZE).contains(&token)

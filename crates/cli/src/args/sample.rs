@@ -103,7 +103,8 @@ impl FromStr for LogitBias {
 }
 
 /// Takes a day of the calendar, as the model is told it.
-fn parse_date(text: &str) -> Result<String, String> {
+/// A day of the calendar, as it was written.
+pub(crate) fn parse_date(text: &str) -> Result<String, String> {
     let is_day = is_calendar_day(text).unwrap_or(false);
     is_day.then(|| text.to_owned()).ok_or_else(|| "must be a day such as 2025-06-28".to_owned())
 }

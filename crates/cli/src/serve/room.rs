@@ -35,8 +35,7 @@ pub(super) fn room(config: &ModelConfig, wanted: &Wanted) -> Result<Room, UsageE
     let Wanted { max_num_seqs, max_batch_tokens, block_size, .. } = *wanted;
     let num_sliding_layers = config.windows.iter().flatten().count() as u64;
     let num_full_layers = config.windows.len() as u64 - num_sliding_layers;
-    let page_bytes =
-        2 * (config.num_key_value_heads * config.head_dim * block_size) as u64 * BYTES_PER_VALUE;
+    let page_bytes = 2 * (config.num_key_value_heads * config.head_dim * block_size) as u64 * BYTES_PER_VALUE;
 
     let pages_max = (max_num_seqs * wanted.max_model_len.div_ceil(block_size)) as u64;
     let window_pages = config.window().map_or(0, |window| (window as usize).div_ceil(block_size) + 1);

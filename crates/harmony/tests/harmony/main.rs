@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod constraining;
 mod evals;
 mod parsing;
 mod properties;

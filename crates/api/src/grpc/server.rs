@@ -1,0 +1,211 @@
+//! The gRPC port: opened, served with health and reflection beside the service,
+//! and closed in order. What a call does is its own affair.
+
+use super::GrpcConfig;
+use super::connection::accept;
+use super::health;
+use super::response::Ending;
+use super::service::Door;
+use crate::server::{Drained, Phase, Shared, TlsConfig};
+use chorale_wire::inference::FILE_DESCRIPTOR_SET;
+use chorale_wire::inference::v1::inference_server::InferenceServer;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tonic::service::Routes;
+use tonic::transport::server::{Router, Server};
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
+use tonic_health::server::HealthReporter;
+
+/// Why there is no gRPC server.
+#[derive(Debug, thiserror::Error)]
+pub enum GrpcServeError {
+    /// The address is taken, or not ours.
+    #[error("cannot listen at {address}: {source}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A certificate, a key, or the clients' authorities cannot be read.
+    #[error("cannot read {path}: {source}", path = path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The certificate and its key make no TLS.
+    #[error("tls cannot be set up: {reason}")]
+    Tls {
+        /// Why not.
+        reason: String,
+    },
+    /// The transport gave up.
+    #[error("the transport failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// The descriptors that were compiled in cannot be read.
+    #[error("reflection cannot be set up: {reason}")]
+    Reflection {
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// A gRPC port that is open. Nothing is answered until it runs.
+pub struct GrpcServer {
+    listener: TcpListener,
+    address: SocketAddr,
+    config: GrpcConfig,
+    shared: Shared,
+    health: HealthReporter,
+    ending: Ending,
+    router: Router,
+}
+
+/// For what is written already but not sent, once generations are over.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// Opens the port and serves until the shutdown of [`Shared`] has gone its way.
+///
+/// # Errors
+///
+/// [`GrpcServeError`] says what of the configuration does not work.
+pub async fn serve_grpc(config: GrpcConfig, shared: Shared) -> Result<Drained, GrpcServeError> {
+    GrpcServer::bind(config, shared).await?.run().await
+}
+
+impl GrpcServer {
+    /// Opens the port and reads the certificates, once.
+    ///
+    /// # Errors
+    ///
+    /// [`GrpcServeError`] says what of the configuration does not work.
+    pub async fn bind(config: GrpcConfig, shared: Shared) -> Result<Self, GrpcServeError> {
+        let health = HealthReporter::new();
+        let ending = Ending {
+            cut: CancellationToken::new(),
+            stalled_reader_timeout: Duration::from_millis(config.stalled_reader_timeout_ms),
+            responses: TaskTracker::new(),
+        };
+        let routes = routes(&config, &shared, &ending, &health)?;
+        let router = transport(&config).await?.add_routes(routes);
+        let address = config.address;
+        let unbound = |source| GrpcServeError::Bind { address, source };
+        let listener = TcpListener::bind(address).await.map_err(unbound)?;
+        let address = listener.local_addr().map_err(unbound)?;
+        // Nobody may be told that an empty server serves.
+        health::report(&shared, &health).await;
+        Ok(Self { listener, address, config, shared, health, ending, router })
+    }
+
+    /// Where it listens; the port is the real one.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers until the shutdown of [`Shared`] has gone its way. From its
+    /// beginning new generations are refused and health says so; running ones
+    /// may end within `drain_timeout_ms`.
+    ///
+    /// # Errors
+    ///
+    /// The transport failed.
+    pub async fn run(self) -> Result<Drained, GrpcServeError> {
+        let Self { listener, config, shared, health, ending, router, .. } = self;
+        let following = health::follow(shared.clone(), health.clone());
+        let _follower = AbortOnDropHandle::new(tokio::spawn(following));
+        let GrpcConfig { max_connections, handshake_timeout_ms, drain_timeout_ms, .. } = config;
+        let incoming = accept(listener, max_connections, Duration::from_millis(handshake_timeout_ms));
+
+        let closing = CancellationToken::new();
+        let served = router.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned());
+        let drained = async {
+            drained(&shared, &health, Duration::from_millis(drain_timeout_ms)).await;
+            let num_cut = ending.responses.len();
+            ending.cut.cancel();
+            closing.cancel();
+            Drained { num_cut }
+        };
+        let mut served = pin!(served);
+        let drained = tokio::select! {
+            // It ends by itself only when it fails.
+            served = served.as_mut() => return served.map(|()| Drained { num_cut: 0 }).map_err(Into::into),
+            drained = drained => drained,
+        };
+        // Clients that only watch would keep it open for ever.
+        match tokio::time::timeout(FLUSH, served).await {
+            Ok(served) => served?,
+            Err(_) => tracing::debug!("connections were open to the end"),
+        }
+        Ok(drained)
+    }
+}
+
+/// Waits for the end, and then for running generations as long as they may take.
+async fn drained(shared: &Shared, health: &HealthReporter, drain_timeout: Duration) {
+    shared.shutdown().reached(Phase::Draining).await;
+    health::report(shared, health).await;
+    tokio::select! {
+        () = shared.requests().idle() => {}
+        () = shared.shutdown().reached(Phase::Now) => {}
+        () = tokio::time::sleep(drain_timeout) => {}
+    }
+}
+
+/// The service, and what tells clients about it.
+fn routes(
+    config: &GrpcConfig,
+    shared: &Shared,
+    ending: &Ending,
+    health: &HealthReporter,
+) -> Result<Routes, GrpcServeError> {
+    let unreadable =
+        |error: tonic_reflection::server::Error| GrpcServeError::Reflection { reason: error.to_string() };
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let health = tonic_health::server::HealthService::from_health_reporter(health.clone());
+    let inference = InferenceServer::new(Door::new(shared.clone(), ending.clone()))
+        .max_decoding_message_size(config.max_message_bytes);
+    Ok(Routes::new(inference)
+        .add_service(tonic_health::pb::health_server::HealthServer::new(health))
+        .add_service(reflection().build_v1().map_err(unreadable)?)
+        // What grpcurl and older clients ask for.
+        .add_service(reflection().build_v1alpha().map_err(unreadable)?))
+}
+
+async fn transport(config: &GrpcConfig) -> Result<Server, GrpcServeError> {
+    let mut server = Server::builder()
+        .max_concurrent_streams(config.max_streams_per_connection)
+        .http2_max_header_list_size(config.max_metadata_bytes)
+        .http2_keepalive_interval(Some(Duration::from_millis(config.keepalive_interval_ms)))
+        .http2_keepalive_timeout(Some(Duration::from_millis(config.keepalive_timeout_ms)));
+    if let Some(files) = &config.tls {
+        let tls = tls(files).await?.timeout(Duration::from_millis(config.handshake_timeout_ms));
+        server = server.tls_config(tls).map_err(|error| GrpcServeError::Tls {
+            reason: std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string),
+        })?;
+    }
+    Ok(server)
+}
+
+async fn tls(files: &TlsConfig) -> Result<ServerTlsConfig, GrpcServeError> {
+    let identity = Identity::from_pem(read(&files.certificate).await?, read(&files.key).await?);
+    let tls = ServerTlsConfig::new().identity(identity);
+    match &files.client_ca {
+        Some(authorities) => Ok(tls.client_ca_root(Certificate::from_pem(read(authorities).await?))),
+        None => Ok(tls),
+    }
+}
+
+async fn read(path: &Path) -> Result<Vec<u8>, GrpcServeError> {
+    tokio::fs::read(path).await.map_err(|source| GrpcServeError::Read { path: path.to_owned(), source })
+}

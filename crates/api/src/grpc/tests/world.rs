@@ -1,0 +1,279 @@
+//! A gRPC server on a port of its own, whose model reads from scripts, and the
+//! clients that look at it.
+
+use crate::auth::{KeySettings, Keyring};
+use crate::generation::{Generator, Unobserved};
+use crate::openai::{Limits, OpenAi, SystemDate};
+use crate::server::{Drained, Shared, SharedConfig};
+use crate::status::{EngineStatus, LoadStatus, Served};
+use crate::{GrpcConfig, GrpcServer};
+use chorale_coordinator::{Engine, Executor, ExecutorError, HomeConfig, SchedulerConfig};
+use chorale_harmony::{TokenId, Tokenizer, VOCABULARY_SIZE, special};
+use chorale_plan::{Rank, Sample, SequenceId, StepOutput, StepPlan, TokenLogprob};
+use chorale_wire::inference::v1;
+use chorale_wire::inference::v1::inference_client::InferenceClient;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+
+pub(super) const CONTEXT: u32 = 2048;
+
+/// Longer than anything here takes.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Samples what the scripts say: the first sequence the first, and so on in
+/// turn. After a script's end comes `<|return|>`.
+struct Scripted {
+    scripts: Vec<Vec<TokenId>>,
+    sequences: BTreeMap<SequenceId, (usize, usize)>,
+    step_time: Duration,
+}
+
+impl Executor for Scripted {
+    async fn step(&mut self, plan: StepPlan) -> Result<StepOutput, ExecutorError> {
+        tokio::time::sleep(self.step_time).await;
+        let mut samples = Vec::new();
+        for slice in plan.slices {
+            let Some(params) = slice.sample else { continue };
+            let next = self.sequences.len();
+            let (script, said) = self.sequences.entry(slice.sequence).or_insert((next, 0));
+            let script = &self.scripts[*script % self.scripts.len()];
+            let likely = |rank: u32| TokenLogprob { token: 64 + rank, logprob: -0.5 - rank as f32 };
+            samples.push(Sample {
+                sequence: slice.sequence,
+                token: script.get(*said).copied().unwrap_or(special::RETURN),
+                logprob: params.num_logprobs.map(|_| -0.25),
+                top_logprobs: (0..params.num_logprobs.unwrap_or(0)).map(likely).collect(),
+            });
+            *said += 1;
+        }
+        Ok(StepOutput { step: plan.step, samples })
+    }
+}
+
+/// What a server is like.
+pub(super) struct Setup {
+    /// Text with specials spelled.
+    pub(super) scripts: Vec<String>,
+    pub(super) step_time: Duration,
+    pub(super) keys: Vec<KeySettings>,
+    pub(super) max_active_requests: usize,
+    pub(super) config: GrpcConfig,
+}
+
+impl Setup {
+    pub(super) fn new(scripts: &[&str]) -> Self {
+        Self {
+            scripts: scripts.iter().map(|&script| script.to_owned()).collect(),
+            step_time: Duration::ZERO,
+            keys: Vec::new(),
+            max_active_requests: 64,
+            config: config_of_a_test(),
+        }
+    }
+
+    /// One answer that takes its time: a token every 20 ms, for half a minute.
+    pub(super) fn endless() -> Self {
+        let text = format!("<|channel|>final<|message|>{}", "word ".repeat(1500));
+        Self { step_time: Duration::from_millis(20), ..Self::new(&[&text]) }
+    }
+
+    /// A server that is ready.
+    pub(super) async fn serve(self) -> World {
+        let world = self.load().await;
+        world.finish_loading();
+        world
+    }
+
+    /// A server that still loads.
+    pub(super) async fn load(self) -> World {
+        let (status, receiver) = watch::channel(EngineStatus::Loading(LoadStatus::new(2)));
+        let config = SharedConfig {
+            served_model_names: limits().models,
+            max_model_len: CONTEXT,
+            keyring: Keyring::new(self.keys).unwrap(),
+            max_active_requests: self.max_active_requests,
+        };
+        let shared = Shared::new(config, receiver);
+        let server = GrpcServer::bind(self.config, shared.clone()).await.unwrap();
+        let address = server.address();
+        let task = tokio::spawn(async move { server.run().await.unwrap() });
+        let scripts = self.scripts.iter().map(|script| tokens(script)).collect();
+        let executor = Scripted { scripts, sequences: BTreeMap::new(), step_time: self.step_time };
+        let (engine, _task) = Engine::start(scheduler(), executor).unwrap();
+        World { shared, address, task, engine, status }
+    }
+}
+
+fn config_of_a_test() -> GrpcConfig {
+    GrpcConfig {
+        address: "127.0.0.1:0".parse().unwrap(),
+        tls: None,
+        max_message_bytes: 1 << 20,
+        max_metadata_bytes: 16 << 10,
+        max_connections: 16,
+        max_streams_per_connection: 128,
+        handshake_timeout_ms: 500,
+        keepalive_interval_ms: 10_000,
+        keepalive_timeout_ms: 10_000,
+        stalled_reader_timeout_ms: 10_000,
+        drain_timeout_ms: 10_000,
+    }
+}
+
+fn scheduler() -> SchedulerConfig {
+    SchedulerConfig {
+        homes: vec![HomeConfig {
+            rank: Rank(0),
+            num_full_blocks: 4096,
+            num_sliding_blocks: 4096,
+            max_step_tokens: 4096,
+            max_step_slices: 64,
+        }],
+        block_size_tokens: 16,
+        window_tokens: Some(128),
+        max_context_tokens: CONTEXT,
+        max_steps_in_flight: 1,
+        max_waiting_requests: 64,
+        max_waiting_tokens: 1 << 20,
+        max_waiting_ms: None,
+        max_home_imbalance_sequences: 8,
+        prefix_caching: true,
+        prompt_token_cost: 1,
+        output_token_cost: 1,
+        eos_tokens: special::STOP.to_vec(),
+    }
+}
+
+pub(super) fn limits() -> Limits {
+    Limits {
+        models: vec!["gpt-oss".into(), "alias".into()],
+        vocabulary_size: VOCABULARY_SIZE,
+        max_choices: 16,
+        max_tools: 64,
+        system_date: SystemDate::Omitted,
+    }
+}
+
+/// A server that runs.
+pub(super) struct World {
+    pub(super) shared: Shared,
+    pub(super) address: SocketAddr,
+    pub(super) task: JoinHandle<Drained>,
+    pub(super) engine: Engine,
+    pub(super) status: watch::Sender<EngineStatus>,
+}
+
+pub(super) type Client = InferenceClient<Channel>;
+
+impl World {
+    /// Everything is loaded now.
+    pub(super) fn finish_loading(&self) {
+        let generator = Generator::new(self.engine.clone(), CONTEXT, Arc::new(Unobserved));
+        self.status.send_replace(EngineStatus::Ready(Arc::new(Served {
+            engine: self.engine.clone(),
+            openai: OpenAi::new(generator, limits(), Duration::from_secs(5)),
+            vocab_size: VOCABULARY_SIZE,
+            max_model_len: CONTEXT,
+            block_size_tokens: 16,
+            prefix_caching: true,
+            since: SystemTime::now(),
+        })));
+    }
+
+    pub(super) async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        endpoint.connect().await.unwrap()
+    }
+
+    pub(super) async fn client(&self) -> Client {
+        InferenceClient::new(self.channel().await)
+    }
+
+    /// Waits until no sequence is left in the engine and no request in the table.
+    pub(super) async fn idle(&self) {
+        let mut stats = self.engine.watch();
+        let wait = async {
+            let is_idle = |stats: &Arc<chorale_coordinator::EngineStats>| {
+                stats.num_steps > 0 && stats.scheduler.num_running == 0 && stats.scheduler.num_waiting() == 0
+            };
+            stats.wait_for(is_idle).await.unwrap();
+            self.shared.requests().idle().await;
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("sequences are left");
+    }
+}
+
+pub(super) fn tokens(script: &str) -> Vec<TokenId> {
+    Tokenizer::shared().encode_with_specials(script)
+}
+
+pub(super) fn user(text: &str) -> v1::Message {
+    v1::Message { role: v1::Role::User as i32, content: text.to_owned(), ..Default::default() }
+}
+
+/// A chat request of one user message.
+pub(super) fn ask() -> v1::ChatRequest {
+    v1::ChatRequest { messages: vec![user("Hi")], ..Default::default() }
+}
+
+/// A token-level request of three tokens.
+pub(super) fn prompt() -> v1::GenerateRequest {
+    let ids = tokens("one two three");
+    let prompt = v1::generate_request::Prompt::TokenIds(v1::TokenIds { ids });
+    v1::GenerateRequest { prompt: Some(prompt), ..Default::default() }
+}
+
+/// The stream to its end, or to its error.
+pub(super) async fn drain<M>(stream: &mut Streaming<M>) -> Result<Vec<M>, Status> {
+    let mut messages = Vec::new();
+    let all = async {
+        while let Some(message) = stream.message().await? {
+            messages.push(message);
+        }
+        Ok::<(), Status>(())
+    };
+    tokio::time::timeout(PATIENCE, all).await.expect("no end")?;
+    Ok(messages)
+}
+
+/// A chat to its end, or to its error.
+pub(super) async fn chat(
+    client: &mut Client,
+    request: v1::ChatRequest,
+) -> Result<Vec<v1::chat_event::Event>, Status> {
+    let mut stream = client.chat(request).await?.into_inner();
+    Ok(drain(&mut stream).await?.into_iter().map(|event| event.event.unwrap()).collect())
+}
+
+/// A continuation to its end, or to its error.
+pub(super) async fn generate(
+    client: &mut Client,
+    request: v1::GenerateRequest,
+) -> Result<Vec<v1::generate_event::Event>, Status> {
+    let mut stream = client.generate(request).await?.into_inner();
+    Ok(drain(&mut stream).await?.into_iter().map(|event| event.event.unwrap()).collect())
+}
+
+/// The id that a chat was given.
+pub(super) async fn started(stream: &mut Streaming<v1::ChatEvent>) -> String {
+    match stream.message().await.unwrap().unwrap().event.unwrap() {
+        v1::chat_event::Event::Started(started) => started.request_id,
+        other => panic!("{other:?} came first"),
+    }
+}
+#[tokio::test(flavor = "multi_thread")]
+#[ignore]
+async fn by_hand() {
+    let mut setup = Setup::new(&[
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hello there.<|return|>",
+    ]);
+    setup.config.address = "127.0.0.1:50951".parse().unwrap();
+    let world = setup.serve().await;
+    let _ = tokio::time::timeout(Duration::from_secs(500), world.task).await;
+}

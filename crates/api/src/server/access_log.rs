@@ -1,0 +1,177 @@
+//! One line for each request, when its response is complete or its client gone.
+//! Numbers and names; neither paths as clients wrote them nor any text.
+
+use super::drain::Phase;
+use super::request_id::RequestId;
+use super::requests::ActiveRequest;
+use super::route::Route;
+use super::state::Shared;
+use crate::auth::Account;
+use crate::metrics::Counted;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderValue, Method, Version, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use http_body::{Frame, SizeHint};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+/// What clients that leave before their response are counted under.
+const CLIENT_LEFT: u16 = 499;
+
+/// Where lines and numbers go.
+#[derive(Clone, Debug)]
+pub(super) struct AccessLog {
+    shared: Shared,
+}
+
+impl AccessLog {
+    pub(super) fn new(shared: Shared) -> Self {
+        Self { shared }
+    }
+}
+
+/// What layers within find out of a request, for the line at its end. It stands
+/// among the request's extensions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Notes(Arc<Found>);
+
+#[derive(Debug, Default)]
+struct Found {
+    account: OnceLock<Arc<Account>>,
+    active: OnceLock<ActiveRequest>,
+}
+
+impl Notes {
+    /// Who asks. What is known already stays.
+    pub(crate) fn set_account(&self, account: &Arc<Account>) {
+        self.0.account.get_or_init(|| account.clone());
+    }
+
+    /// The generation that was let in.
+    pub(super) fn set_active(&self, request: &ActiveRequest) {
+        self.0.active.get_or_init(|| request.clone());
+    }
+}
+
+/// A request and its response, until both are over.
+struct Exchange {
+    shared: Shared,
+    arrived: Instant,
+    id: Option<RequestId>,
+    route: Option<Route>,
+    method: &'static str,
+    status: u16,
+    notes: Notes,
+    is_complete: bool,
+    _counted: Counted,
+}
+
+pub(super) async fn log_access(State(log): State<AccessLog>, mut request: Request, next: Next) -> Response {
+    let mut exchange = Exchange::begin(log.shared, &request);
+    let version = request.version();
+    request.extensions_mut().insert(exchange.notes.clone());
+    let mut response = next.run(request).await;
+    exchange.status = response.status().as_u16();
+    if version <= Version::HTTP_11 && exchange.shared.shutdown().phase() != Phase::Serving {
+        // Whoever keeps connections must open the next one elsewhere.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response.map(|body| Body::new(Logged { body, exchange }))
+}
+
+impl Exchange {
+    fn begin(shared: Shared, request: &Request) -> Self {
+        let path = request.extensions().get::<MatchedPath>();
+        Self {
+            arrived: Instant::now(),
+            id: request.extensions().get().cloned(),
+            route: path.and_then(|path| Route::at(path.as_str())),
+            method: name_of(request.method()),
+            status: CLIENT_LEFT,
+            notes: Notes::default(),
+            is_complete: false,
+            _counted: shared.metrics().http().request(),
+            shared,
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let elapsed = self.arrived.elapsed();
+        let route = self.route.map_or("none", Route::path);
+        let Self { method, status, is_complete, .. } = *self;
+        self.shared.metrics().http().responded(route, method, status, elapsed);
+        let Found { account, active } = &*self.notes.0;
+        let key = account.get().and_then(|account| account.caller().name.as_deref());
+        let tokens = active.get().map(ActiveRequest::tokens);
+        let request_id = self.id.as_ref().map(|id| &*id.0);
+        let ms = elapsed.as_millis() as u64;
+        let (prompt_tokens, output_tokens) = tokens.unzip();
+        if self.route.is_some_and(Route::is_probe) {
+            tracing::debug!(method, route, status, ms, is_complete, request_id, key, "request");
+        } else {
+            tracing::info!(
+                method,
+                route,
+                status,
+                ms,
+                is_complete,
+                request_id,
+                key,
+                prompt_tokens,
+                output_tokens,
+                "request"
+            );
+        }
+    }
+}
+
+/// Clients may invent methods; labels may not grow with them.
+fn name_of(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "POST" => "POST",
+        "HEAD" => "HEAD",
+        "OPTIONS" => "OPTIONS",
+        _ => "other",
+    }
+}
+
+/// A body at whose end the line is written.
+struct Logged {
+    body: Body,
+    exchange: Exchange,
+}
+
+impl HttpBody for Logged {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.exchange.is_complete |= matches!(polled, Poll::Ready(None));
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        self.exchange.is_complete |= self.body.is_end_stream();
+    }
+}

@@ -1,0 +1,88 @@
+//! Whether there is an engine, as whoever starts it tells the doors. Draining is
+//! not among the states: it is the server's, whatever the engine does.
+
+use crate::openai::OpenAi;
+use chorale_coordinator::Engine;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Where the engine stands. Sent through a watch channel by whoever starts it.
+#[derive(Clone, Debug)]
+pub enum EngineStatus {
+    /// Weights are being loaded.
+    Loading(LoadStatus),
+    /// Requests can be answered.
+    Ready(Arc<Served>),
+    /// There will be no engine until somebody acts.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How far loading has come, over all ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadStatus {
+    /// Bytes of the checkpoint that are on devices.
+    pub bytes: u64,
+    /// All bytes that are to be loaded; 0 while that is not known.
+    pub total_bytes: u64,
+    /// Tensors that are on devices.
+    pub tensors: usize,
+    /// All tensors that are to be loaded.
+    pub total_tensors: usize,
+    /// Ranks that have loaded all of theirs.
+    pub ranks_ready: u32,
+    /// All ranks.
+    pub ranks_total: u32,
+    /// When loading began.
+    pub started: Instant,
+}
+
+/// What is there once everything is loaded.
+pub struct Served {
+    /// For its numbers, and for cancelling by id.
+    pub engine: Engine,
+    /// Answers the generation endpoints.
+    pub openai: OpenAi,
+    /// Ids of the token embedding.
+    pub vocab_size: u32,
+    /// Prompt and output together.
+    pub max_model_len: u32,
+    /// Positions of a KV page.
+    pub block_size_tokens: u32,
+    /// Whether computed pages are kept and found again.
+    pub prefix_caching: bool,
+    /// When it became ready.
+    pub since: SystemTime,
+}
+
+impl LoadStatus {
+    /// Nothing is loaded, and nothing is known.
+    pub fn new(ranks_total: u32) -> Self {
+        Self {
+            bytes: 0,
+            total_bytes: 0,
+            tensors: 0,
+            total_tensors: 0,
+            ranks_ready: 0,
+            ranks_total,
+            started: Instant::now(),
+        }
+    }
+
+    /// The time that is left, if loading goes on as it went.
+    pub fn time_left(&self) -> Option<Duration> {
+        let left = self.total_bytes.checked_sub(self.bytes)?;
+        if self.bytes == 0 {
+            return None;
+        }
+        Some(self.started.elapsed().mul_f64(left as f64 / self.bytes as f64))
+    }
+}
+
+impl std::fmt::Debug for Served {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Served").field("max_model_len", &self.max_model_len).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,74 @@
+//! One line for each request, and no text in any line.
+
+use crate::client::{CHAT, chat, send, stream};
+use crate::fixture::Setup;
+use chorale_api::KeySettings;
+use serde_json::Value;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use tracing_subscriber::fmt::MakeWriter;
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+/// On one thread, so that the thread's subscriber sees every task.
+#[tokio::test]
+async fn each_request_has_a_line_without_text() {
+    let lines = Lines::default();
+    let subscriber = tracing_subscriber::fmt()
+        .json()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(lines.clone())
+        .finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    let harness = Setup { keys: vec![KeySettings::new("team-a", "secret-a")], steps: 30, ..Setup::default() }
+        .start()
+        .await;
+    let headers = [("x-api-key", "secret-a"), ("x-request-id", "r-1")];
+    assert_eq!(send(harness.address, "POST", CHAT, &headers, &chat(false, 20)).await.status, 200);
+    let left = stream(harness.address, &[headers[0], ("x-request-id", "r-2")], 2000).await;
+    drop(left);
+    send(harness.address, "GET", "/v1/clock%20go", &headers[..1], "").await;
+    harness.eventually("requests are over", |harness| harness.shared.requests().num_active() == 0).await;
+    drop(guard);
+
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    for secret in ["clock", "tick", "secret-a"] {
+        assert!(!text.contains(secret), "{secret} in {text}");
+    }
+    let requests: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["fields"].clone())
+        .filter(|fields| fields["message"] == "request")
+        .collect();
+    assert_eq!(requests.len(), 3, "{text}");
+    let of = |id: &str| requests.iter().find(|fields| fields["request_id"] == id).unwrap();
+    let complete = of("r-1");
+    for (field, expected) in [("method", "POST"), ("route", CHAT), ("key", "team-a")] {
+        assert_eq!(complete[field], expected);
+    }
+    assert_eq!((complete["status"].as_u64(), complete["output_tokens"].as_u64()), (Some(200), Some(20)));
+    assert_eq!(complete["is_complete"], true);
+    assert_eq!(of("r-2")["is_complete"], false);
+    let elsewhere = requests.iter().find(|fields| fields["status"] == 404).unwrap();
+    assert_eq!(elsewhere["route"], "none");
+}

@@ -1,0 +1,83 @@
+//! `chorale serve`: opens the doors, loads the model behind them, and lets go in
+//! order when it is told to.
+
+mod banner;
+mod doors;
+mod load;
+mod local;
+mod room;
+mod signals;
+
+use crate::exit::UsageError;
+use crate::setup::Setup;
+use anyhow::Context;
+use chorale_api::{EngineStatus, GrpcServer, LoadStatus, Server, Shared, Shutdown};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Network and engine; the model computes on threads of its own.
+const ASYNC_THREADS: usize = 2;
+
+/// After the doors are closed: for what is still on its way, such as a step.
+const LAST_TASKS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Runs the command.
+pub(crate) fn run(setup: &Setup) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(ASYNC_THREADS)
+        .thread_name("serve")
+        .enable_all()
+        .build()?;
+    let served = runtime.block_on(serve(setup));
+    runtime.shutdown_timeout(LAST_TASKS_TIMEOUT);
+    served
+}
+
+async fn serve(setup: &Setup) -> anyhow::Result<()> {
+    crate::engine::refuse_unhonoured(&setup.config)?;
+    let (tell, status) = watch::channel(EngineStatus::Loading(LoadStatus::new(1)));
+    let described = load::describe(setup)?;
+    let shared = Shared::new(doors::shared(setup, &described)?, status);
+    let http = Server::bind(doors::http(setup)?, shared.clone()).await?;
+    let grpc = GrpcServer::bind(doors::grpc(setup)?, shared.clone()).await?;
+    let addresses = banner::Addresses { http: http.url(), grpc: grpc.address() };
+    tracing::info!(http = addresses.http, grpc = %addresses.grpc, model = described.name, "listening");
+    signals::follow(shared.shutdown().clone())?;
+
+    let loading = load::start(setup, described, shared.clone(), tell)?;
+    let doors = async {
+        let (http, grpc) = tokio::join!(http.run(), grpc.run());
+        grpc.map(|grpc| http.num_cut + grpc.num_cut)
+    };
+    let stop = shared.shutdown().clone();
+    let engine = async {
+        match loading.await {
+            Ok(ready) => banner::print(setup, &shared, &addresses, &ready),
+            Err(error) => {
+                // Probes still learn why, until they give up.
+                stop.begin();
+                return Err(error);
+            }
+        }
+        Ok(())
+    };
+    let (cut, loaded) = tokio::join!(doors, engine);
+    loaded?;
+    match cut.context("the gRPC door")? {
+        0 => Ok(()),
+        cut => {
+            tracing::warn!(cut, "answers were cut off by the end of the drain");
+            Ok(())
+        }
+    }
+}
+
+/// A setting that makes no sense beside another.
+fn refuse(why: impl Into<String>) -> anyhow::Error {
+    UsageError(why.into()).into()
+}
+
+/// For those who wait for the end.
+async fn draining(shutdown: &Shutdown) {
+    shutdown.reached(chorale_api::Phase::Draining).await;
+}

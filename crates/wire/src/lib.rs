@@ -1,0 +1,7 @@
+//! Protobuf: the messages of every service, and their conversions to and from
+//! plain data. It does not know what messages are for.
+//!
+//! Invariant: no message type is used outside a conversion; unknown or
+//! out-of-range input is an error here and nowhere later.
+
+pub mod inference;
