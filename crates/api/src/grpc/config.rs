@@ -9,7 +9,8 @@ use std::net::SocketAddr;
 pub struct GrpcConfig {
     /// The address to listen at; port 0 lets the system choose.
     pub address: SocketAddr,
-    /// TLS, where it is wanted.
+    /// TLS, where it is wanted. The files are read once: certificates that are
+    /// replaced are used after a restart.
     pub tls: Option<TlsConfig>,
     /// A request message may be this long; longer ones are refused.
     pub max_message_bytes: usize,

@@ -94,7 +94,7 @@ impl GrpcServer {
             responses: TaskTracker::new(),
         };
         let routes = routes(&config, &shared, &ending, &health)?;
-        let router = transport(&config).await?.add_routes(routes);
+        let router = transport(&config)?.add_routes(routes);
         let address = config.address;
         let unbound = |source| GrpcServeError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(unbound)?;
@@ -171,6 +171,10 @@ fn routes(
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // Each version lists both.
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
+            .include_reflection_service(false)
     };
     let health = tonic_health::server::HealthService::from_health_reporter(health.clone());
     let inference = InferenceServer::new(Door::new(shared.clone(), ending.clone()))
@@ -182,14 +186,14 @@ fn routes(
         .add_service(reflection().build_v1alpha().map_err(unreadable)?))
 }
 
-async fn transport(config: &GrpcConfig) -> Result<Server, GrpcServeError> {
+fn transport(config: &GrpcConfig) -> Result<Server, GrpcServeError> {
     let mut server = Server::builder()
         .max_concurrent_streams(config.max_streams_per_connection)
         .http2_max_header_list_size(config.max_metadata_bytes)
         .http2_keepalive_interval(Some(Duration::from_millis(config.keepalive_interval_ms)))
         .http2_keepalive_timeout(Some(Duration::from_millis(config.keepalive_timeout_ms)));
     if let Some(files) = &config.tls {
-        let tls = tls(files).await?.timeout(Duration::from_millis(config.handshake_timeout_ms));
+        let tls = tls(files)?.timeout(Duration::from_millis(config.handshake_timeout_ms));
         server = server.tls_config(tls).map_err(|error| GrpcServeError::Tls {
             reason: std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string),
         })?;
@@ -197,15 +201,15 @@ async fn transport(config: &GrpcConfig) -> Result<Server, GrpcServeError> {
     Ok(server)
 }
 
-async fn tls(files: &TlsConfig) -> Result<ServerTlsConfig, GrpcServeError> {
-    let identity = Identity::from_pem(read(&files.certificate).await?, read(&files.key).await?);
+fn tls(files: &TlsConfig) -> Result<ServerTlsConfig, GrpcServeError> {
+    let identity = Identity::from_pem(read(&files.certificate)?, read(&files.key)?);
     let tls = ServerTlsConfig::new().identity(identity);
     match &files.client_ca {
-        Some(authorities) => Ok(tls.client_ca_root(Certificate::from_pem(read(authorities).await?))),
+        Some(authorities) => Ok(tls.client_ca_root(Certificate::from_pem(read(authorities)?))),
         None => Ok(tls),
     }
 }
 
-async fn read(path: &Path) -> Result<Vec<u8>, GrpcServeError> {
-    tokio::fs::read(path).await.map_err(|source| GrpcServeError::Read { path: path.to_owned(), source })
+fn read(path: &Path) -> Result<Vec<u8>, GrpcServeError> {
+    std::fs::read(path).map_err(|source| GrpcServeError::Read { path: path.to_owned(), source })
 }

@@ -105,6 +105,9 @@ impl OpenAi {
             .parse(body, |body, limits| parse_chat(body, limits).map(|chat| (chat.generation, chat.reply)))
             .await?;
         request.set_model(&reply.model);
+        if let Some(id) = &reply.request_id {
+            request.also_called(id);
+        }
         let writer = chat::Writer::new(request.id(), reply);
         let mut stream = self.0.generator.submit(prepared, request, "chat").await?;
         if writer.is_streamed() {
@@ -121,6 +124,9 @@ impl OpenAi {
             })
             .await?;
         request.set_model(&reply.model);
+        if let Some(id) = &reply.request_id {
+            request.also_called(id);
+        }
         let writer = completions::Writer::new(request.id(), reply);
         let mut stream = self.0.generator.submit(prepared, request, "completions").await?;
         if writer.is_streamed() {

@@ -127,8 +127,8 @@ fn load(
     tell: &watch::Sender<EngineStatus>,
     planned: tokio::sync::oneshot::Sender<Plan>,
 ) -> anyhow::Result<GptOss<Cpu, Solo<Cpu>>> {
-    // The vocabulary takes a moment, and the first request should not.
-    chorale_harmony::Tokenizer::shared();
+    // Vocabulary and grammars take a moment, and the first request should not.
+    chorale_harmony::Constraint::prepare().context("grammars")?;
     let checkpoint = Checkpoint::open(&setup.model_directory()?)?;
     let config = checkpoint.config();
     let spec = ShardSpec::whole(config);

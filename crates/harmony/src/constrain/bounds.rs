@@ -13,7 +13,7 @@ const SCHEMA_BYTES_MAX: usize = 128 * 1024;
 const SCHEMA_DEPTH_MAX: usize = 100;
 /// How large a schema may become when `allOf`, `anyOf` and their like are
 /// multiplied out.
-const EXPANDED_BYTES_MAX: usize = 4 * 1024 * 1024;
+const EXPANDED_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// How many `properties` one schema lists: the work grows with their square.
 const PROPERTIES_MAX: usize = 1_000;
 /// The digits of all `multipleOf`s as numbers, added up, or multiplied where

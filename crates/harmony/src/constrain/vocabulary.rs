@@ -19,7 +19,7 @@ const COMPILE_LEXER_FUEL_MAX: u64 = 1_000_000;
 /// Lexer states of one constraint, of one to two kilobytes each.
 const LEXER_STATES_MAX: usize = 30_000;
 /// Symbols in the productions of one grammar.
-const GRAMMAR_SYMBOLS_MAX: usize = 200_000;
+const GRAMMAR_SYMBOLS_MAX: usize = 100_000;
 
 /// What compiles grammars over the shared vocabulary.
 pub(super) fn parser_factory() -> Result<&'static ParserFactory, String> {

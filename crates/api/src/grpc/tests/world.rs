@@ -267,13 +267,3 @@ pub(super) async fn started(stream: &mut Streaming<v1::ChatEvent>) -> String {
         other => panic!("{other:?} came first"),
     }
 }
-#[tokio::test(flavor = "multi_thread")]
-#[ignore]
-async fn by_hand() {
-    let mut setup = Setup::new(&[
-        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hello there.<|return|>",
-    ]);
-    setup.config.address = "127.0.0.1:50951".parse().unwrap();
-    let world = setup.serve().await;
-    let _ = tokio::time::timeout(Duration::from_secs(500), world.task).await;
-}
