@@ -45,7 +45,8 @@ impl Guard {
     }
 }
 
-fn secret(headers: &HeaderMap) -> Option<&[u8]> {
+/// The key that a request shows, over either door.
+pub(crate) fn secret(headers: &HeaderMap) -> Option<&[u8]> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
         let (scheme, secret) = value.as_bytes().split_at_checked("Bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"Bearer ").then_some(secret.trim_ascii())

@@ -13,4 +13,4 @@ pub use keyring::{KeyError, Keyring};
 pub use settings::{KeySettings, Secret};
 
 pub(crate) use account::Permit;
-pub(crate) use guard::{Guard, require_key};
+pub(crate) use guard::{Guard, require_key, secret};

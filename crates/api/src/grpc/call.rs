@@ -2,10 +2,10 @@
 //! that none forgets to ask for the key.
 
 use super::deadline::deadline;
-use crate::auth::Account;
+use crate::auth::{Account, secret};
 use crate::error::ApiError;
 use crate::server::{RequestId, Shared};
-use axum::http::{HeaderMap, header};
+use axum::http::HeaderMap;
 use std::sync::Arc;
 use tokio::time::Instant;
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -39,11 +39,3 @@ impl Call {
     }
 }
 
-/// The key, from the same two places as over HTTP.
-fn secret(headers: &HeaderMap) -> Option<&[u8]> {
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
-        let (scheme, secret) = value.as_bytes().split_at_checked("Bearer ".len())?;
-        scheme.eq_ignore_ascii_case(b"Bearer ").then_some(secret.trim_ascii())
-    });
-    bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()))
-}
