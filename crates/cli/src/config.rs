@@ -79,7 +79,6 @@ pub(crate) struct Config {
     /// A TOML file of API keys.
     pub(crate) api_key_file: Option<PathBuf>,
     /// One API key, for the environment. Not a flag: other users see those.
-    #[serde(skip_serializing)]
     pub(crate) api_key: Option<Hidden>,
     /// Whether metrics need a key.
     pub(crate) metrics_need_key: bool,
@@ -105,7 +104,7 @@ pub(crate) struct Config {
 }
 
 /// Text that is not shown where settings are.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Hidden(pub(crate) String);
 

@@ -40,7 +40,13 @@ fn completions_are_made_for_every_shell() {
 fn wrong_calls_end_in_two_and_name_what_is_wrong() {
     let model = fixture("a-small");
     for (words, part) in [
-        (&["serve"][..], "serve"),
+        (&["serv"][..], "serv"),
+        (&["serve", "--port", "70000"], "--port is \"70000\": must be"),
+        (&["serve", "--host", "nowhere"], "--host is \"nowhere\": must be an address"),
+        (&["serve", "--tls-cert", "c.pem"], "--tls-cert is given without --tls-key"),
+        (&["serve", "--system-date", "yesterday"], "--system-date is \"yesterday\": must be"),
+        (&["serve", "--max-num-seqs", "0"], "--max-num-seqs is \"0\": must be"),
+        (&["serve", "--max-model-len", "9999999"], "--max-model-len is 9999999"),
         (&["generate"], "PROMPT"),
         (&["generate", "hi", "--temperature", "-1"], "--temperature is \"-1\": must be"),
         (&["generate", "hi", "--top-p", "0"], "--top-p is \"0\": must be"),

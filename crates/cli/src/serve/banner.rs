@@ -5,6 +5,7 @@ use crate::setup::Setup;
 use chorale_api::Shared;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
+use tokio::task::JoinHandle;
 
 /// Where the doors are.
 pub(super) struct Addresses {
@@ -18,12 +19,14 @@ pub(super) struct Ready {
     pub(super) max_num_seqs: usize,
     pub(super) kv_tokens: usize,
     pub(super) threads: usize,
+    /// Ends with the engine, and tells whether nobody had asked for that.
+    pub(super) ended: JoinHandle<bool>,
 }
 
 /// Prints to standard error where a person reads it; elsewhere a line of log says the same.
 pub(super) fn print(setup: &Setup, shared: &Shared, addresses: &Addresses, ready: &Ready) {
     let Addresses { http, grpc } = addresses;
-    let Ready { max_model_len, max_num_seqs, kv_tokens, threads } = ready;
+    let Ready { max_model_len, max_num_seqs, kv_tokens, threads, .. } = ready;
     let model = shared.served_model_names().first().map_or("", String::as_str);
     tracing::info!(model, http, %grpc, max_model_len, max_num_seqs, kv_tokens, threads, device = "cpu", "ready");
     if !std::io::stderr().is_terminal() {

@@ -10,7 +10,7 @@ use crate::setup::Setup;
 use anyhow::Context;
 use chorale_api::generation::Generator;
 use chorale_api::openai::OpenAi;
-use chorale_api::{EngineStatus, LoadStatus, Served, Shared};
+use chorale_api::{EngineStatus, LoadStatus, Phase, Served, Shared};
 use chorale_coordinator::{Engine, HomeConfig, SchedulerConfig};
 use chorale_device::Cpu;
 use chorale_link::Solo;
@@ -101,15 +101,18 @@ pub(super) fn start(
         // An engine that ends by itself takes the server with it: whoever
         // watches over the process starts a new one.
         let shutdown = shared.shutdown().clone();
-        tokio::spawn(async move {
+        let ended = tokio::spawn(async move {
             let _ = running.await;
+            let is_early = shutdown.phase() == Phase::Serving;
             shutdown.begin();
+            is_early
         });
         Ok(Ready {
             max_model_len: plan.max_model_len,
             max_num_seqs: setup.config.max_num_seqs,
             kv_tokens: plan.room.num_full_blocks * plan.room.block_size,
             threads: plan.threads,
+            ended,
         })
     })
 }

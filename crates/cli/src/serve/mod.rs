@@ -42,7 +42,7 @@ async fn serve(setup: &Setup) -> anyhow::Result<()> {
     let grpc = GrpcServer::bind(doors::grpc(setup)?, shared.clone()).await?;
     let addresses = banner::Addresses { http: http.url(), grpc: grpc.address() };
     tracing::info!(http = addresses.http, grpc = %addresses.grpc, model = described.name, "listening");
-    signals::follow(shared.shutdown().clone())?;
+    let is_told = signals::follow(shared.shutdown().clone())?;
 
     let loading = load::start(setup, described, shared.clone(), tell)?;
     let doors = async {
@@ -52,24 +52,31 @@ async fn serve(setup: &Setup) -> anyhow::Result<()> {
     let stop = shared.shutdown().clone();
     let engine = async {
         match loading.await {
-            Ok(ready) => banner::print(setup, &shared, &addresses, &ready),
+            Ok(ready) => {
+                banner::print(setup, &shared, &addresses, &ready);
+                Ok(ready.ended)
+            }
             Err(error) => {
                 // Probes still learn why, until they give up.
                 stop.begin();
-                return Err(error);
+                Err(error)
             }
         }
-        Ok(())
     };
     let (cut, loaded) = tokio::join!(doors, engine);
-    loaded?;
-    match cut.context("the gRPC door")? {
-        0 => Ok(()),
-        cut => {
-            tracing::warn!(cut, "answers were cut off by the end of the drain");
-            Ok(())
-        }
+    let ended = match loaded {
+        // Told to end before the model was there: that is in order, too.
+        Err(_) if is_told.is_told() => return Ok(()),
+        loaded => loaded?,
+    };
+    let num_cut = cut.context("the gRPC door")?;
+    if num_cut > 0 {
+        tracing::warn!(num_cut, "answers were cut off by the end of the drain");
     }
+    if ended.is_finished() && ended.await.unwrap_or(true) {
+        anyhow::bail!("the engine stopped by itself; the log says why");
+    }
+    Ok(())
 }
 
 /// A setting that makes no sense beside another.
