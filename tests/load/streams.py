@@ -41,7 +41,7 @@ LEAVE_AFTER_EVENTS_MAX = 30
 LEAVE_AFTER_SECONDS_MAX = 20.0
 
 # A stream that takes longer is an error: the queue is at most this long.
-STREAM_SECONDS_MAX = 240.0
+STREAM_SECONDS_MAX = 600.0
 # How long the server may take to notice that nobody is left.
 IDLE_SECONDS_MAX = 15.0
 MEMORY_EVERY_SECONDS = 5.0

@@ -14,7 +14,7 @@ pub(crate) struct LogitsArgs {
     /// A JSON object of token ids by name: {"p17": [1, 2, 3]}
     #[arg(long, value_name = "FILE.json", help_heading = "Files")]
     pub(crate) tokens: PathBuf,
-    /// Where to write <name>.logits and <name>.positions
+    /// Where to write NAME.logits and NAME.positions
     #[arg(long, value_name = "FILE.safetensors", help_heading = "Files")]
     pub(crate) out: PathBuf,
     /// Write the logits of the last N positions only
@@ -25,7 +25,7 @@ pub(crate) struct LogitsArgs {
     #[arg(long, value_name = "N", value_parser = at_least_one(), allow_negative_numbers = true,
           help_heading = "What to compute")]
     pub(crate) slice: Option<u32>,
-    /// Also continue each prompt by its N most probable tokens, ends ignored, as <name>.generated
+    /// Also continue each prompt by its N most probable tokens, ends ignored, as NAME.generated
     #[arg(long, value_name = "N", value_parser = at_least_one(), allow_negative_numbers = true,
           help_heading = "What to compute")]
     pub(crate) generate: Option<u32>,
