@@ -6,6 +6,9 @@ is asked comes from the demo model's evaluation prompts, by a seed; greedy
 answers are held against those that are known. One JSON report goes to standard
 output. The exit status is 1 if anything went wrong that was not the client's
 doing, if sequences or pages were left behind, or if the server's memory grew.
+Pages of the KV cache count as memory when they are first written to, so a server
+whose memory is watched should have a cache (`--kv-cache-memory`) so small that a
+quarter of the run fills it.
 
     python streams.py http://127.0.0.1:8000 [--streams 500] [--seconds 300] [--leave 0.1]
         [--seed 1] [--pid PID] [--growth-mib 32]
