@@ -40,11 +40,8 @@ impl Setup {
     /// unpacked if need be.
     pub(crate) fn model_directory(&self) -> anyhow::Result<PathBuf> {
         let name: ModelName = self.config.model.parse()?;
-        if let ModelName::Directory(path) = &name
-            && path.is_dir()
-        {
-            // Needs no cache, so it works where no home directory is known.
-            return Ok(path.clone());
+        if let Some(directory) = directory_at_hand(&name) {
+            return Ok(directory);
         }
         let what = match &name {
             ModelName::Demo => Fetch::Unpack,
@@ -58,10 +55,8 @@ impl Setup {
     /// What says what that model is; weights are not downloaded for it.
     pub(crate) fn model_description(&self) -> anyhow::Result<Description> {
         let name: ModelName = self.config.model.parse()?;
-        if let ModelName::Directory(path) = &name
-            && path.is_dir()
-        {
-            return Ok(Description { directory: path.clone(), has_weights: true });
+        if let Some(directory) = directory_at_hand(&name) {
+            return Ok(Description { directory, has_weights: true });
         }
         chorale_hub::describe(&name, &self.hub_options()?)
             .with_context(|| format!("cannot look up the model {name}"))
@@ -79,6 +74,14 @@ impl Setup {
             options.revision = Some(revision.clone());
         }
         Ok(options)
+    }
+}
+
+/// A model that needs no cache, so that it works where no home directory is known.
+fn directory_at_hand(name: &ModelName) -> Option<PathBuf> {
+    match name {
+        ModelName::Directory(path) if path.is_dir() => Some(path.clone()),
+        ModelName::Directory(_) | ModelName::Hub(_) | ModelName::Demo => None,
     }
 }
 
