@@ -8,6 +8,10 @@
 //! back to the rank and the row they left. A link that cannot finish says
 //! which rank it waited for.
 
+mod transport;
+
+pub use transport::{Fault, Frame, Transport};
+
 use chorale_device::Device;
 
 /// Moves rows and columns between ranks.
@@ -60,6 +64,16 @@ pub enum LinkError<E> {
     /// The device failed; the ranks are well.
     #[error(transparent)]
     Device(#[from] E),
+    /// Another rank did not do its part.
+    #[error("{exchange} of step {step}: {fault}")]
+    Peer {
+        /// Which step.
+        step: u64,
+        /// Which exchange: `layer 3, dispatch`.
+        exchange: String,
+        /// Who, and what.
+        fault: Fault,
+    },
 }
 
 /// The link of a world of one rank.

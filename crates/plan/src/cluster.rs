@@ -1,0 +1,233 @@
+//! What the coordinator and a worker say to each other. One stream each way for
+//! as long as they know each other; within an epoch, steps travel on it, too.
+
+use crate::{Epoch, Placement, Rank, Shape, StepOutput, StepPlan};
+
+/// The revision of this contract. Workers of another are refused by name.
+pub const PROTOCOL: u32 = 1;
+
+/// What a worker has to offer; the first thing it says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Offer {
+    /// Drawn at random when the process starts: a worker that comes back under
+    /// the same one still has what it had loaded.
+    pub session: u64,
+    /// Its release, for people.
+    pub version: String,
+    /// Its [`PROTOCOL`].
+    pub protocol: u32,
+    /// A digest of the checkpoint that it sees, configuration and weights.
+    pub checkpoint: String,
+    /// Where other workers reach it, `HOST:PORT`.
+    pub address: String,
+    /// The device, for people: `cpu, 16 threads`.
+    pub device: String,
+    /// Memory that weights and KV cache may take.
+    pub memory_bytes: u64,
+    /// How fast the device reads its memory, measured: the speed of decoding.
+    pub memory_bytes_per_s: u64,
+    /// It takes experts, but no attention.
+    pub experts_only: bool,
+}
+
+/// A worker's place in a world.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assignment {
+    /// The membership that this is part of.
+    pub epoch: Epoch,
+    /// How the ranks are grouped.
+    pub shape: Shape,
+    /// The worker's own rank.
+    pub rank: Rank,
+    /// The address of every rank, by rank; its own among them.
+    pub addresses: Vec<String>,
+    /// Which experts are where.
+    pub placement: Placement,
+    /// The rank's room for steps and for keys and values.
+    pub room: Room,
+    /// How ranks exchange rows.
+    pub exchange: ExchangeOptions,
+}
+
+/// A rank's room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Rows of one home in a step. Rows of all homes may come to an expert.
+    pub max_step_tokens: u32,
+    /// Sequences of one home in a step.
+    pub max_step_slices: u32,
+    /// Positions of a KV page.
+    pub block_size_tokens: u32,
+    /// Pages of the full-attention layers.
+    pub num_full_blocks: u32,
+    /// Pages of the sliding layers.
+    pub num_sliding_blocks: u32,
+}
+
+/// How ranks exchange rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExchangeOptions {
+    /// A rank waits so long for another's frame before it gives the step up.
+    pub timeout_ms: u32,
+    /// How rows travel to experts.
+    pub dispatch: RowFormat,
+    /// Each rank adds up its own experts' outputs before they travel home: less
+    /// traffic, but sums then depend on the placement in their last bits.
+    pub fast_combine: bool,
+}
+
+/// How a row of activations travels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RowFormat {
+    /// As it is.
+    #[default]
+    F32,
+    /// 8-bit integers with a scale for each row: a quarter of the bytes, and
+    /// answers that differ in the last digits.
+    Int8,
+}
+
+/// What a worker says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FromWorker {
+    /// Who it is. Comes first and once.
+    Offer(Offer),
+    /// It is alive; comes at a fixed interval whatever the device does.
+    Pulse(Pulse),
+    /// How far loading its shard has come.
+    Loading {
+        /// For which membership.
+        epoch: Epoch,
+        /// Bytes so far.
+        bytes: u64,
+        /// All bytes of the shard.
+        total_bytes: u64,
+        /// Tensors so far.
+        tensors: u32,
+        /// All tensors of the shard.
+        total_tensors: u32,
+    },
+    /// Its shard is loaded and all other ranks are connected.
+    Ready {
+        /// For which membership.
+        epoch: Epoch,
+    },
+    /// It cannot take its place.
+    Unable {
+        /// In which membership.
+        epoch: Epoch,
+        /// The rank that could not be reached, if that is why.
+        blamed: Option<Rank>,
+        /// Why.
+        reason: String,
+    },
+    /// The experts of a placement are there beside the old ones.
+    Prepared {
+        /// In which membership.
+        epoch: Epoch,
+        /// The placement's version.
+        version: u32,
+    },
+    /// A step's end.
+    Done {
+        /// In which membership.
+        epoch: Epoch,
+        /// What was sampled. Ranks that are not the first of their group have nothing to tell.
+        output: StepOutput,
+        /// Where the time went.
+        report: StepReport,
+    },
+    /// A plan that breaks the contract: nothing was computed.
+    Refused {
+        /// In which membership.
+        epoch: Epoch,
+        /// Which step.
+        step: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A step that was given up: its device or another rank failed.
+    Lost {
+        /// In which membership.
+        epoch: Epoch,
+        /// Which step.
+        step: u64,
+        /// The rank that it waited for, if that is why.
+        blamed: Option<Rank>,
+        /// Why.
+        reason: String,
+    },
+    /// Rows that came to each expert since the epoch began, on this rank.
+    Loads {
+        /// In which membership.
+        epoch: Epoch,
+        /// For each layer, for each expert of the model.
+        rows: Vec<Vec<u64>>,
+    },
+    /// It was told to end, and stays until others have taken over.
+    Leaving,
+}
+
+/// A sign of life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pulse {
+    /// The step that is running, if any.
+    pub step: Option<u64>,
+    /// The rank that it waits for, if it does.
+    pub waiting_for: Option<Rank>,
+    /// How long it has computed, or waited, without anything new.
+    pub stalled_ms: u32,
+}
+
+/// Where a rank's time went in a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepReport {
+    /// From the plan's arrival to the end.
+    pub total_us: u64,
+    /// Of it, waiting for other ranks.
+    pub waited_us: u64,
+}
+
+/// What the coordinator says to a worker.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToWorker {
+    /// It cannot be used; the stream ends.
+    Turned {
+        /// Why, and what would help.
+        reason: String,
+        /// True if coming back later may help.
+        may_retry: bool,
+    },
+    /// It is known, and waits for a place.
+    Welcome {
+        /// The interval of its pulse.
+        pulse_ms: u32,
+    },
+    /// Its place. Whatever it did for an older epoch ends.
+    Assigned(Box<Assignment>),
+    /// It has no place for now: the old epoch is over.
+    Dismissed {
+        /// Epochs up to this one are over.
+        epoch: Epoch,
+    },
+    /// Load what a new placement asks for, beside the running steps.
+    Prepare {
+        /// In which membership.
+        epoch: Epoch,
+        /// The placement; steps name its version when they use it.
+        placement: Placement,
+    },
+    /// Compute.
+    Step {
+        /// In which membership.
+        epoch: Epoch,
+        /// The placement's version.
+        placement: u32,
+        /// The slices of the rank's group, perhaps none.
+        plan: StepPlan,
+    },
+    /// It may end now: others have taken over.
+    Farewell,
+    /// The coordinator is alive.
+    Pulse,
+}
