@@ -22,7 +22,7 @@ use chorale_api::generation::Generator;
 use chorale_api::openai::{Limits, OpenAi, SystemDate};
 use chorale_api::{EngineStatus, Keyring, LoadStatus, Served, Server, ServerConfig, Shared, SharedConfig};
 use chorale_coordinator::{
-    Engine, Executor, ExecutorError, HomeConfig, Request, SchedulerConfig, Submission, TokenEvent,
+    Engine, Executor, HomeConfig, Request, SchedulerConfig, StepError, Submission, TokenEvent,
 };
 use chorale_harmony::{Conversation, Message, RenderOptions, SystemContent, Tokenizer, VOCABULARY_SIZE};
 use chorale_harmony::{render_for_completion, special};
@@ -143,7 +143,7 @@ struct Script {
 }
 
 impl Executor for Script {
-    async fn step(&mut self, plan: StepPlan) -> Result<StepOutput, ExecutorError> {
+    async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
         if !self.step_time.is_zero() {
             tokio::time::sleep(self.step_time).await;
         }
@@ -175,6 +175,7 @@ async fn serve(streams: usize, step_time: Duration, num_tokens: usize) -> (Engin
         max_model_len: MAX_MODEL_LEN,
         keyring: Keyring::new(Vec::new()).unwrap(),
         max_active_requests: 2 * streams,
+        cluster: None,
     };
     let shared = Shared::new(shared, follow);
     let server = Server::bind(door(streams), shared.clone()).await.unwrap();

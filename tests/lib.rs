@@ -1,1 +1,8 @@
-//! Nothing: this package is its tests.
+//! What tests of the whole need: a cluster of real processes, each with an
+//! address of its own, clients that stream from it, and faults to put it through.
+
+pub mod chaos;
+pub mod client;
+pub mod cluster;
+pub mod network;
+pub mod process;

@@ -22,7 +22,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("model", &["link", "device", "plan"]),
     ("worker", &["model", "link", "device", "wire", "plan"]),
     ("hub", &[]),
-    ("cli", &["api", "coordinator", "worker", "hub", "harmony", "model", "link", "device", "plan"]),
+    ("cli", &["api", "coordinator", "worker", "hub", "harmony", "model", "link", "device", "wire", "plan"]),
 ];
 
 /// The longest a source file may be: one that can be held in one's head.

@@ -1,17 +1,21 @@
 //! The command line, as clap reads it. Values that are settings, too, stay
 //! text here: `config` checks them together with file and environment.
 
+mod cluster;
 mod inspect;
 mod measure;
 mod sample;
 mod serve;
 mod settings;
 
+pub(crate) use cluster::{
+    CertsArgs, ClusterArgs, CoordinationArgs, CoordinatorArgs, JoiningArgs, TrustArgs, WorkerArgs,
+};
 pub(crate) use inspect::InspectArgs;
 pub(crate) use measure::{BenchArgs, LogitsArgs, Measurement, OfflineArgs};
 pub(crate) use sample::{GenerateArgs, parse_date};
 pub(crate) use serve::{ServeArgs, ServingArgs};
-pub(crate) use settings::{MemoryArgs, ModelArg, SamplingArgs, SharedArgs, WorldArgs};
+pub(crate) use settings::{DeviceArgs, MemoryArgs, ModelArg, ParallelArgs, SamplingArgs, SharedArgs};
 
 use crate::config::Config;
 use clap::builder::StyledStr;
@@ -47,6 +51,14 @@ environment, and the environment over the file.";
 pub(crate) enum Command {
     /// Serve a model over HTTP and gRPC
     Serve(Box<ServeArgs>),
+    /// Serve a model from a cluster of workers
+    Coordinator(Box<CoordinatorArgs>),
+    /// Compute for a coordinator
+    Worker(Box<WorkerArgs>),
+    /// Show a cluster: ranks, placement, load, faults
+    Cluster(ClusterArgs),
+    /// Make certificates for a cluster's trial
+    Certs(CertsArgs),
     /// Answer a prompt
     Generate(Box<GenerateArgs>),
     /// Write a model's logits for given tokens, to compare engines
@@ -101,7 +113,15 @@ struct Settings<'a> {
     #[serde(flatten)]
     memory: Option<&'a MemoryArgs>,
     #[serde(flatten)]
-    world: Option<&'a WorldArgs>,
+    parallel: Option<&'a ParallelArgs>,
+    #[serde(flatten)]
+    device: Option<&'a DeviceArgs>,
+    #[serde(flatten)]
+    cluster: Option<&'a CoordinationArgs>,
+    #[serde(flatten)]
+    joining: Option<&'a JoiningArgs>,
+    #[serde(flatten)]
+    trust: Option<&'a TrustArgs>,
     #[serde(flatten)]
     sampling: Option<&'a SamplingArgs>,
     #[serde(flatten)]
@@ -132,15 +152,36 @@ impl Cli {
             shared: &self.shared,
             model: None,
             memory: None,
-            world: None,
+            parallel: None,
+            device: None,
+            cluster: None,
+            joining: None,
+            trust: None,
             sampling: None,
             serving: None,
         };
         match &self.command {
             Command::Serve(args) => Settings {
                 model: args.model.name(),
+                parallel: Some(&args.parallel),
                 memory: Some(&args.memory),
                 serving: Some(&args.serving),
+                ..settings
+            },
+            Command::Coordinator(args) => Settings {
+                model: args.model.name(),
+                parallel: Some(&args.parallel),
+                cluster: Some(&args.cluster),
+                trust: Some(&args.trust),
+                memory: Some(&args.memory),
+                serving: Some(&args.serving),
+                ..settings
+            },
+            Command::Worker(args) => Settings {
+                model: args.model.name(),
+                joining: Some(&args.joining),
+                trust: Some(&args.trust),
+                device: Some(&args.device),
                 ..settings
             },
             Command::Generate(args) => Settings {
@@ -155,13 +196,14 @@ impl Cli {
             Command::Inspect(args) => Settings {
                 model: args.model.name(),
                 memory: Some(&args.memory),
-                world: Some(&args.world),
+                parallel: Some(&args.parallel),
+                device: Some(&args.device),
                 ..settings
             },
             Command::Bench(BenchArgs { measurement: Measurement::Offline(args) }) => {
                 Settings { model: args.model.name(), memory: Some(&args.memory), ..settings }
             }
-            Command::Pull(_) | Command::Completions(_) => settings,
+            Command::Cluster(_) | Command::Certs(_) | Command::Pull(_) | Command::Completions(_) => settings,
         }
     }
 }

@@ -101,6 +101,28 @@ pub(crate) struct Config {
     pub(crate) max_waiting_time: Option<u64>,
     /// Keeps computed prompts.
     pub(crate) prefix_caching: bool,
+    /// Where workers dial in.
+    pub(crate) cluster_listen: String,
+    /// Seconds of silence after which a worker is lost.
+    pub(crate) worker_timeout: f64,
+    /// Seconds without anything new after which a computing worker is lost.
+    pub(crate) hang_timeout: f64,
+    /// How rows travel to experts.
+    pub(crate) dispatch_dtype: DispatchDtype,
+    /// Adds experts' outputs up where they are computed.
+    pub(crate) fast_combine: bool,
+    /// The cluster's certificates.
+    pub(crate) tls_dir: Option<PathBuf>,
+    /// No certificates, everyone is trusted.
+    pub(crate) insecure: bool,
+    /// Where the coordinator listens.
+    pub(crate) coordinator: Option<String>,
+    /// Where other workers dial in; the address that reaches the coordinator if `None`.
+    pub(crate) listen: Option<String>,
+    /// What other workers are told to dial; where it listens if `None`.
+    pub(crate) advertise: Option<String>,
+    /// Takes experts, but no attention.
+    pub(crate) experts_only: bool,
 }
 
 /// Text that is not shown where settings are.
@@ -161,6 +183,17 @@ impl Default for Config {
             max_waiting_requests: 1024,
             max_waiting_time: None,
             prefix_caching: true,
+            cluster_listen: "127.0.0.1:50061".to_owned(),
+            worker_timeout: 1.5,
+            hang_timeout: 30.0,
+            dispatch_dtype: DispatchDtype::F32,
+            fast_combine: false,
+            tls_dir: None,
+            insecure: false,
+            coordinator: None,
+            listen: None,
+            advertise: None,
+            experts_only: false,
         }
     }
 }
@@ -175,6 +208,16 @@ pub(crate) enum KvCacheDtype {
     F32,
     /// One byte.
     Fp8,
+}
+
+/// How rows travel to experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DispatchDtype {
+    /// As they are.
+    F32,
+    /// A quarter of the bytes.
+    Int8,
 }
 
 /// How long the model thinks before it answers.

@@ -69,8 +69,8 @@ impl Engine {
     }
 }
 
-/// Settings that a single rank on the CPU does not have are refused, not ignored.
-pub(crate) fn refuse_unhonoured(settings: &Config) -> anyhow::Result<()> {
+/// Settings that the CPU does not have are refused, not ignored.
+pub(crate) fn refuse_kv_dtype(settings: &Config) -> anyhow::Result<()> {
     let dtype = match settings.kv_cache_dtype {
         Some(KvCacheDtype::Bf16) => Some("bf16"),
         Some(KvCacheDtype::Fp8) => Some("fp8"),
@@ -82,6 +82,12 @@ pub(crate) fn refuse_unhonoured(settings: &Config) -> anyhow::Result<()> {
         ))
         .into());
     }
+    Ok(())
+}
+
+/// Settings that a single rank on the CPU does not have are refused, not ignored.
+pub(crate) fn refuse_unhonoured(settings: &Config) -> anyhow::Result<()> {
+    refuse_kv_dtype(settings)?;
     let Config { tensor_parallel_size, data_parallel_size, .. } = settings;
     if (*tensor_parallel_size, *data_parallel_size) != (1, 1) {
         return Err(UsageError(format!(

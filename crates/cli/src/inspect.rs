@@ -73,21 +73,8 @@ fn read_config(directory: &Path) -> anyhow::Result<ModelConfig> {
     let config = read(&home.join("config.json"))?;
     let generation = directory.join("generation_config.json");
     let generation = generation.exists().then(|| read(&generation)).transpose()?;
-    let parsed = if is_original(&config) {
-        ModelConfig::from_original(&config, generation.as_deref())
-    } else {
-        ModelConfig::from_hugging_face(&config, generation.as_deref())
-    };
-    parsed.with_context(|| format!("cannot read the model in {}", home.display()))
-}
-
-/// OpenAI's own file says `num_experts` and does not name an architecture.
-fn is_original(config: &str) -> bool {
-    let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(config) else {
-        return false;
-    };
-    let has = |key: &str| fields.get(key).is_some_and(|value| !value.is_null());
-    has("num_experts") && !has("model_type") && !has("architectures")
+    ModelConfig::from_either_layout(&config, generation.as_deref())
+        .with_context(|| format!("cannot read the model in {}", home.display()))
 }
 
 fn options(args: &InspectArgs, setup: &Setup) -> BudgetOptions {

@@ -100,6 +100,17 @@ pub(crate) const KEYS: &[Key] = &[
     key("max_waiting_requests", count(1, 1 << 20), "a whole number of requests from 1 to 1048576"),
     key("max_waiting_time", count(1, 86_400), "a whole number of seconds from 1 to 86400"),
     key("prefix_caching", Kind::Switch, "true or false"),
+    key("cluster_listen", Kind::Text, "an address and a port such as 0.0.0.0:50061"),
+    key("worker_timeout", real(0.1, 3600.0), "a number of seconds from 0.1 to 3600"),
+    key("hang_timeout", real(0.1, 86_400.0), "a number of seconds from 0.1 to 86400"),
+    key("dispatch_dtype", Kind::Choice(&["f32", "int8"]), "f32 or int8"),
+    key("fast_combine", Kind::Switch, "true or false"),
+    key("tls_dir", Kind::Text, "a directory with ca.pem, cert.pem and key.pem"),
+    key("insecure", Kind::Switch, "true or false"),
+    key("coordinator", Kind::Text, "a host and a port such as 10.0.0.1:50061"),
+    key("listen", Kind::Text, "an address and a port such as 10.0.0.2:50062"),
+    key("advertise", Kind::Text, "a host and a port such as worker-0.example:50062"),
+    key("experts_only", Kind::Switch, "true or false"),
 ];
 
 const fn key(name: &'static str, kind: Kind, must: &'static str) -> Key {

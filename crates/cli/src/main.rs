@@ -9,6 +9,7 @@
 
 mod args;
 mod bench;
+mod cluster;
 mod config;
 mod engine;
 mod exit;
@@ -25,6 +26,7 @@ mod telemetry;
 mod units;
 
 use args::{Cli, Command};
+use serve::Ranks;
 use setup::Setup;
 use std::process::ExitCode;
 
@@ -38,7 +40,11 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     }
     let setup = Setup::new(cli)?;
     match &cli.command {
-        Command::Serve(_) => serve::run(&setup),
+        Command::Serve(_) => serve::run(&setup, Ranks::Local),
+        Command::Coordinator(_) => serve::run(&setup, Ranks::Cluster),
+        Command::Worker(_) => cluster::worker::run(&setup),
+        Command::Cluster(args) => cluster::view::run(args, &setup),
+        Command::Certs(args) => cluster::certs::run(args),
         Command::Generate(args) => generate::run(args, &setup),
         Command::Logits(args) => logits::run(args, &setup),
         Command::Inspect(args) => inspect::run(args, &setup),

@@ -6,7 +6,8 @@ use chorale_plan::{TokenId, TokenMask};
 /// Limits what a sequence may say, token by token.
 pub trait Constraint: Send {
     /// The tokens that may come next; `None` allows all. The stop tokens of
-    /// the sequence are among them where it may end.
+    /// the sequence are among them where it may end. Asked again before a token is
+    /// accepted, the answer is the same: the step it was asked for may be lost.
     fn allowed(&mut self) -> Result<Option<TokenMask>, ConstraintError>;
 
     /// The sequence goes on with this token.

@@ -1,14 +1,17 @@
-//! The engine loop: plan, execute, commit, deliver, again and again.
+//! The handle on the engine: prompts go in, streams and numbers come out. What
+//! runs behind it is in `turning`.
 
-use crate::constraint::{Constraint, ConstraintError};
+mod turning;
+
+use crate::constraint::Constraint;
 use crate::executor::Executor;
-use crate::stream::{TokenEvent, TokenStream};
-use chorale_plan::{SequenceId, StepPlan};
-use chorale_scheduler::{Config, ConfigError, Progress, Rejected, Request, Scheduler, Stats};
-use std::collections::{BTreeMap, VecDeque};
+use crate::stream::TokenStream;
+use chorale_plan::SequenceId;
+use chorale_scheduler::{Config, ConfigError, Rejected, Request, Scheduler, Stats};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
+use turning::Loop;
 
 /// A prompt to be continued, and what limits its continuation.
 pub struct Submission {
@@ -42,16 +45,39 @@ pub struct EngineStats {
     pub last_step_rows: u32,
     /// How long the last step took.
     pub last_step: Duration,
+    /// Steps that were lost since the start.
+    pub num_lost_steps: u64,
+    /// Set while no step can run: the ranks come together anew.
+    pub reforming: Option<Reforming>,
+    /// Times that the engine went on with other ranks.
+    pub num_recoveries: u64,
+    /// How long no step could run, the last time.
+    pub last_pause: Duration,
+    /// How long no step could run, all times together.
+    pub total_pause: Duration,
     /// True when the loop has ended: on request, or because the ranks failed.
     pub is_stopped: bool,
+}
+
+/// Why no step can run, and since when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reforming {
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub since: Instant,
+}
+
+impl EngineStats {
+    /// True while no step can run because the ranks come together anew.
+    pub fn is_reforming(&self) -> bool {
+        self.reforming.is_some()
+    }
 }
 
 /// Commands that may wait: submissions are answered one by one between steps,
 /// so this bounds how many clients are kept waiting for a yes or no.
 const MAX_COMMANDS: usize = 1024;
-
-/// How often a waiting engine looks for sequences whose deadline passed.
-const IDLE_TICK: Duration = Duration::from_millis(100);
 
 /// A handle on the running engine; clones are the same engine.
 #[derive(Clone, Debug)]
@@ -68,7 +94,7 @@ enum Command {
 
 impl Engine {
     /// Starts the loop on the current runtime. It ends when every handle and
-    /// every stream is gone, when it is stopped, or when the ranks fail.
+    /// every stream is gone, when it is stopped, or when the ranks end.
     pub fn start(
         config: Config,
         executor: impl Executor,
@@ -76,17 +102,8 @@ impl Engine {
         let scheduler = Scheduler::new(config)?;
         let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
         let (publish, stats) = watch::channel(Arc::new(EngineStats::default()));
-        let engine_loop = Loop {
-            scheduler,
-            executor,
-            inbox,
-            streams: BTreeMap::new(),
-            started: Instant::now(),
-            stats: EngineStats::default(),
-            publish,
-            is_stopping: false,
-        };
-        Ok((Self { commands, stats }, tokio::spawn(engine_loop.run())))
+        let engine_loop = Loop::new(scheduler, inbox, publish);
+        Ok((Self { commands, stats }, tokio::spawn(engine_loop.run(executor))))
     }
 
     /// Hands in a prompt. The answer comes after the step that is running.
@@ -116,188 +133,5 @@ impl Engine {
     /// Follows the numbers, step by step.
     pub fn watch(&self) -> watch::Receiver<Arc<EngineStats>> {
         self.stats.clone()
-    }
-}
-
-/// One client.
-struct Subscriber {
-    events: mpsc::Sender<TokenEvent>,
-    constraint: Option<Box<dyn Constraint>>,
-}
-
-/// What the one task owns.
-struct Loop<E> {
-    scheduler: Scheduler,
-    executor: E,
-    inbox: mpsc::Receiver<Command>,
-    streams: BTreeMap<SequenceId, Subscriber>,
-    started: Instant,
-    stats: EngineStats,
-    publish: watch::Sender<Arc<EngineStats>>,
-    is_stopping: bool,
-}
-
-impl<E: Executor> Loop<E> {
-    async fn run(mut self) {
-        while self.take_commands().await {
-            self.drop_abandoned();
-            let expired = self.scheduler.expire(self.now_ms());
-            self.deliver(expired.into());
-            let Some(plan) = self.scheduler.schedule(self.now_ms()) else {
-                self.publish();
-                continue;
-            };
-            if let Err(reason) = self.step(plan).await {
-                tracing::error!(reason, "the engine stops");
-                self.fail_all(&reason);
-                break;
-            }
-            self.publish();
-        }
-        self.fail_all("the engine was stopped");
-        self.stats.is_stopped = true;
-        self.publish();
-    }
-
-    /// Waits while there is nothing to do; false when the loop is to end.
-    async fn take_commands(&mut self) -> bool {
-        if self.scheduler.is_idle() {
-            match self.inbox.recv().await {
-                Some(command) => self.apply(command),
-                None => return false,
-            }
-        } else if self.scheduler.stats().num_running == 0 {
-            // Everything that is here waits for something: look again soon.
-            if let Ok(Some(command)) = tokio::time::timeout(IDLE_TICK, self.inbox.recv()).await {
-                self.apply(command);
-            }
-        }
-        while let Ok(command) = self.inbox.try_recv() {
-            self.apply(command);
-        }
-        !self.is_stopping
-    }
-
-    fn apply(&mut self, command: Command) {
-        match command {
-            Command::Submit(submission, reply) => {
-                let answer = self.submit(*submission);
-                // A client that left while it waited is swept before the next plan.
-                let _ = reply.send(answer);
-            }
-            Command::Cancel(sequence) => {
-                let progress = self.scheduler.cancel(sequence);
-                self.deliver(progress.into_iter().collect());
-            }
-            Command::Stop => self.is_stopping = true,
-        }
-    }
-
-    fn submit(&mut self, submission: Submission) -> Result<TokenStream, Rejected> {
-        let Submission { request, constraint } = submission;
-        // Room for everything that can be said: the loop never waits for a client.
-        let capacity = request.max_tokens.get() as usize + 1;
-        let sequence = self.scheduler.submit(request, self.now_ms())?;
-        let (events, receiver) = mpsc::channel(capacity);
-        self.streams.insert(sequence, Subscriber { events, constraint });
-        Ok(TokenStream { sequence, events: receiver })
-    }
-
-    /// Cancels the sequences whose clients left.
-    fn drop_abandoned(&mut self) {
-        let abandoned: Vec<SequenceId> = self
-            .streams
-            .iter()
-            .filter(|(_, subscriber)| subscriber.events.is_closed())
-            .map(|(sequence, _)| *sequence)
-            .collect();
-        for sequence in abandoned {
-            self.streams.remove(&sequence);
-            self.scheduler.cancel(sequence);
-        }
-    }
-
-    async fn step(&mut self, mut plan: StepPlan) -> Result<(), String> {
-        self.constrain(&mut plan);
-        let started = Instant::now();
-        let num_rows: usize = plan.slices.iter().map(|slice| slice.tokens.len()).sum();
-        let output = self.executor.step(plan.clone()).await.map_err(|error| error.to_string())?;
-        self.stats.num_steps += 1;
-        self.stats.num_rows += num_rows as u64;
-        self.stats.last_step_rows = num_rows as u32;
-        self.stats.last_step = started.elapsed();
-        let progress = self.scheduler.commit(&plan, &output);
-        self.deliver(progress.into());
-        Ok(())
-    }
-
-    /// Asks each grammar what its sequence may say. One that cannot tell ends
-    /// its sequence, whose slice is then computed for nobody.
-    fn constrain(&mut self, plan: &mut StepPlan) {
-        let mut failed = Vec::new();
-        for slice in &mut plan.slices {
-            let Some(params) = &mut slice.sample else { continue };
-            let subscriber = self.streams.get_mut(&slice.sequence);
-            let Some(constraint) = subscriber.and_then(|subscriber| subscriber.constraint.as_mut()) else {
-                continue;
-            };
-            match constraint.allowed() {
-                Ok(mask) => params.allowed = mask,
-                Err(error) => failed.push((slice.sequence, error)),
-            }
-        }
-        for (sequence, error) in failed {
-            self.fail(sequence, &error);
-        }
-    }
-
-    /// Hands out what happened. A sequence whose grammar fails ends here.
-    fn deliver(&mut self, mut progress: VecDeque<Progress>) {
-        while let Some(progress) = progress.pop_front() {
-            match progress {
-                Progress::Sampled(sample) => {
-                    let sequence = sample.sequence;
-                    let Some(subscriber) = self.streams.get_mut(&sequence) else { continue };
-                    let accepted = match &mut subscriber.constraint {
-                        Some(constraint) => constraint.accept(sample.token),
-                        None => Ok(()),
-                    };
-                    // A client that left is swept before the next plan.
-                    let _ = subscriber.events.try_send(TokenEvent::Token(sample));
-                    if let Err(error) = accepted {
-                        self.fail(sequence, &error);
-                    }
-                }
-                Progress::Finished { sequence, reason, usage } => {
-                    if let Some(subscriber) = self.streams.remove(&sequence) {
-                        let _ = subscriber.events.try_send(TokenEvent::Finished { reason, usage });
-                    }
-                }
-            }
-        }
-    }
-
-    fn fail(&mut self, sequence: SequenceId, error: &ConstraintError) {
-        tracing::error!(sequence = sequence.0, %error, "a sequence fails");
-        self.scheduler.cancel(sequence);
-        if let Some(subscriber) = self.streams.remove(&sequence) {
-            let _ = subscriber.events.try_send(TokenEvent::Failed { reason: error.to_string() });
-        }
-    }
-
-    fn fail_all(&mut self, reason: &str) {
-        for (sequence, subscriber) in std::mem::take(&mut self.streams) {
-            self.scheduler.cancel(sequence);
-            let _ = subscriber.events.try_send(TokenEvent::Failed { reason: reason.to_owned() });
-        }
-    }
-
-    fn publish(&mut self) {
-        self.stats.scheduler = self.scheduler.stats();
-        self.publish.send_replace(Arc::new(self.stats.clone()));
-    }
-
-    fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
     }
 }

@@ -1,19 +1,55 @@
 //! Who computes a step: the ranks, wherever they are.
 
 use chorale_plan::{StepOutput, StepPlan};
+use chorale_scheduler::HomeConfig;
 use std::future::Future;
+use std::sync::Arc;
 
 /// Computes plans, one after the other.
 pub trait Executor: Send + 'static {
     /// Computes a plan and gives what it sampled. The future may be dropped
     /// only when the engine ends.
-    fn step(&mut self, plan: StepPlan) -> impl Future<Output = Result<StepOutput, ExecutorError>> + Send;
+    fn step(&mut self, plan: Arc<StepPlan>) -> impl Future<Output = Result<StepOutput, StepError>> + Send;
+
+    /// Waits until there are ranks to compute on again, and says what homes they
+    /// make: asked after a step was lost or the ranks have moved. Nothing is
+    /// forgotten if the future is dropped and asked for anew.
+    ///
+    /// Executors whose ranks never come back leave it at this.
+    fn homes(&mut self) -> impl Future<Output = Result<Vec<HomeConfig>, Ended>> + Send {
+        std::future::ready(Err(Ended { reason: "there are no other ranks".to_owned() }))
+    }
 }
 
-/// The ranks gave no answer, and will not.
+/// Why a step gave nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the step could not be computed: {reason}")]
-pub struct ExecutorError {
+pub enum StepError {
+    /// The step is void, and with it all that was computed before; the ranks may
+    /// come back.
+    #[error("the step was lost: {reason}")]
+    Lost {
+        /// Why.
+        reason: String,
+    },
+    /// The step was not begun: the ranks have changed since its plan was made.
+    /// What they computed before is void, but no sequence can be the cause.
+    #[error("the ranks have changed: {reason}")]
+    Moved {
+        /// Why.
+        reason: String,
+    },
+    /// The ranks gave no answer, and will not.
+    #[error("the step could not be computed: {reason}")]
+    Ended {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// There will be no ranks any more.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there are no ranks to compute on: {reason}")]
+pub struct Ended {
     /// Why.
     pub reason: String,
 }

@@ -6,16 +6,18 @@
 //!
 //! Invariant: exactly one task owns the scheduler. Commands in, plans out.
 
+pub mod cluster;
 mod constraint;
 mod engine;
 mod executor;
 mod stream;
+mod suspects;
 
 pub use chorale_scheduler::{
     Config as SchedulerConfig, ConfigError, FinishReason, HomeConfig, Pool, Rejected, Request, Share, Stats,
     Usage,
 };
 pub use constraint::{Constraint, ConstraintError};
-pub use engine::{Engine, EngineStats, Submission, SubmitError};
-pub use executor::{Executor, ExecutorError};
+pub use engine::{Engine, EngineStats, Reforming, Submission, SubmitError};
+pub use executor::{Ended, Executor, StepError};
 pub use stream::{TokenEvent, TokenStream};

@@ -4,8 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use chorale_coordinator::{
-    Constraint, ConstraintError, Engine, Executor, ExecutorError, FinishReason, HomeConfig, Rejected,
-    Request, SchedulerConfig, Submission, SubmitError, TokenEvent, TokenStream,
+    Constraint, ConstraintError, Engine, Executor, FinishReason, HomeConfig, Rejected, Request,
+    SchedulerConfig, StepError, Submission, SubmitError, TokenEvent, TokenStream,
 };
 use chorale_plan::{Rank, Sample, SliceTokens, StepOutput, StepPlan, TokenId, TokenMask};
 use std::num::NonZeroU32;
@@ -41,11 +41,11 @@ impl Counting {
 }
 
 impl Executor for Counting {
-    async fn step(&mut self, plan: StepPlan) -> Result<StepOutput, ExecutorError> {
+    async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
         self.permits.acquire().await.unwrap().forget();
         let step = self.steps.fetch_add(1, Ordering::Relaxed);
         if self.dies_at == Some(step) {
-            return Err(ExecutorError { reason: "rank 3 did not answer".to_owned() });
+            return Err(StepError::Ended { reason: "rank 3 did not answer".to_owned() });
         }
         let sampled = plan.slices.iter().filter_map(|slice| {
             let params = slice.sample.as_ref()?;

@@ -3,7 +3,7 @@
 //! Operations are cut where fast kernels want them: QKV with RoPE and the KV
 //! write, experts with SwiGLU, a combine that adds the residual and norms for
 //! the next block. A device may run them asynchronously on a stream of its
-//! own: only `read`, `read_routing` and `read_samples` wait.
+//! own: only `write`, `read`, `read_routing` and `read_samples` wait.
 
 use crate::columns::Columns;
 use crate::weights::{DenseSource, ExpertsSource};
@@ -12,7 +12,7 @@ use bytes::Bytes;
 /// An accelerator.
 ///
 /// Buffers are made once, with room for the largest step; each step then sets
-/// their number of rows. Misshapen arguments are the caller's mistake and
+/// their number of rows, which may be none. Misshapen arguments are the caller's mistake and
 /// panic; what the hardware refuses is an `Error`.
 pub trait Device: Send + Sized {
     /// What the hardware refuses.
@@ -48,16 +48,24 @@ pub trait Device: Send + Sized {
     fn norm(&mut self, gain: Bytes, eps: f32) -> Result<Self::Norm, Self::Error>;
     /// Packs bf16 sink logits.
     fn sinks(&mut self, logits: Bytes) -> Result<Self::Sinks, Self::Error>;
-    /// Packs the experts of a layer. Weights stay MXFP4.
+    /// Packs the experts of a layer, perhaps none. Weights stay MXFP4.
     fn experts(&mut self, source: ExpertsSource) -> Result<Self::Experts, Self::Error>;
+    /// The experts of a layer anew, in another order and with others: those
+    /// that are held are not packed again, and stay usable through `held`.
+    fn regroup_experts(
+        &mut self,
+        held: &Self::Experts,
+        order: &[ExpertOrigin],
+        added: ExpertsSource,
+    ) -> Result<Self::Experts, Self::Error>;
 
-    /// Room for activations.
+    /// Room for activations; no rows yet.
     fn matrix(&mut self, max_rows: usize, cols: usize) -> Result<Self::Matrix, Self::Error>;
     /// Room for keys and values.
     fn kv_cache(&mut self, shape: &KvShape) -> Result<Self::KvCache, Self::Error>;
     /// Room for a step's columns, with the rotary embedding that its positions take.
     fn batch(&mut self, limits: BatchLimits, rope: &RopeParams) -> Result<Self::Batch, Self::Error>;
-    /// Room for routes.
+    /// Room for routes; no rows yet.
     fn routing(&mut self, max_rows: usize, top_k: usize) -> Result<Self::Routing, Self::Error>;
     /// Room for rows grouped by the experts named in `local`, in that order.
     fn groups(&mut self, local: &[u32]) -> Result<Self::Groups, Self::Error>;
@@ -139,6 +147,9 @@ pub trait Device: Send + Sized {
     /// Groups routed rows by local expert, in row order; rows that went to
     /// other experts are left out. Row `r`'s `j`-th choice has slot `r * top_k + j`.
     fn group(&mut self, routing: &Self::Routing, groups: &mut Self::Groups) -> Result<(), Self::Error>;
+    /// Groups rows by local expert as an explicit list says: choice `i` has
+    /// slot `i`. Every expert of the list is a local one.
+    fn group_choices(&mut self, choices: &[Choice], groups: &mut Self::Groups) -> Result<(), Self::Error>;
     /// Runs each grouped row through its expert: gate and up, clamped SwiGLU,
     /// down with bias. `outputs[slot]` is the expert's output, unweighted.
     fn run_experts(
@@ -174,6 +185,8 @@ pub trait Device: Send + Sized {
         samples: &mut Self::Samples,
     ) -> Result<(), Self::Error>;
 
+    /// Sets a matrix, number of rows and all, from row-major f32 of the host.
+    fn write(&mut self, values: &[f32], matrix: &mut Self::Matrix) -> Result<(), Self::Error>;
     /// Waits, and copies activations to the host as f32, row-major.
     fn read(&mut self, matrix: &Self::Matrix) -> Result<Vec<f32>, Self::Error>;
     /// Waits, and copies each row's choices to the host.
@@ -248,6 +261,24 @@ pub struct Routed {
     pub expert: u32,
     /// Its weight; a row's weights sum to 1.
     pub weight: f32,
+}
+
+/// A row and an expert that it goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The row.
+    pub row: u32,
+    /// The expert's number in the model.
+    pub expert: u32,
+}
+
+/// Where an expert of a regrouped layer comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertOrigin {
+    /// It is held, under this local index.
+    Held(usize),
+    /// It is added: the index into the source.
+    Added(usize),
 }
 
 /// A drawn token.

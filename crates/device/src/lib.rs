@@ -18,6 +18,6 @@ mod weights;
 
 pub use columns::{Columns, Draw, Feed, PenaltyTerms, SliceColumns, Table};
 pub use cpu::{Cpu, CpuError};
-pub use device::{BatchLimits, Device, Drawn, KvShape, RopeParams, Routed, YarnParams};
+pub use device::{BatchLimits, Choice, Device, Drawn, ExpertOrigin, KvShape, RopeParams, Routed, YarnParams};
 pub use mxfp4::{BLOCK, BLOCK_BYTES, NAN_SCALE, decode_block};
 pub use weights::{DensePart, DenseSource, ExpertsSource, Mxfp4Part, Mxfp4Source};

@@ -2,14 +2,25 @@
 //! world, columns joined inside a group.
 //!
 //! [`Link`] is the contract; [`Solo`] is the world of one rank, where nothing
-//! moves. Deliberately absent: layers and scheduling.
+//! moves; [`Mesh`] is any other, over a [`Transport`]. Deliberately absent:
+//! what is computed, and scheduling.
 //!
 //! Invariant: every rank makes the same calls in the same order; rows come
 //! back to the rank and the row they left. A link that cannot finish says
 //! which rank it waited for.
 
+pub mod grpc;
+mod layout;
+mod loads;
+mod local;
+mod mesh;
+mod round;
+mod rows;
 mod transport;
 
+pub use loads::Loads;
+pub use local::{LocalAbort, LocalTransport, local};
+pub use mesh::{Mesh, Place, PlaceError};
 pub use transport::{Fault, Frame, Transport};
 
 use chorale_device::Device;
@@ -20,18 +31,24 @@ use chorale_device::Device;
 /// order and expert outputs come home unweighted, so that the answer does not
 /// depend on how many ranks there are.
 pub trait Link<D: Device>: Send {
+    /// Starts a step: what is exchanged from now on belongs to it.
+    fn begin(&mut self, step: u64);
+
     /// Joins the group's columns of a matrix, in rank order: from this rank's
-    /// `part` `[rows, cols of the part]` to `whole` `[rows, all cols]`. What
-    /// `part` holds afterwards is unspecified.
+    /// `part` `[rows, cols of the part]` to `whole` `[rows, all cols]`. `cols`
+    /// names the columns of each rank's part. What `part` holds afterwards is
+    /// unspecified.
     fn all_gather(
         &mut self,
         device: &mut D,
+        cols: &[usize],
         part: &mut D::Matrix,
         whole: &mut D::Matrix,
     ) -> Result<(), LinkError<D::Error>>;
 
     /// Sends each row to the ranks that hold its experts, and gives the rows
-    /// that arrived here, grouped by local expert.
+    /// that arrived here, grouped by local expert. All ranks of a group have
+    /// the same rows.
     fn dispatch<'a>(
         &'a mut self,
         device: &mut D,
@@ -39,15 +56,23 @@ pub trait Link<D: Device>: Send {
         routing: &D::Routing,
     ) -> Result<Arrived<'a, D>, LinkError<D::Error>>;
 
-    /// Sends the expert outputs of the last dispatch home: `home[r * top_k + j]`
-    /// is what row `r`'s `j`-th choice answered. What `outputs` holds
+    /// Sends the expert outputs of the last dispatch home. What `outputs` holds
     /// afterwards is unspecified.
     fn combine(
         &mut self,
         device: &mut D,
         outputs: &mut D::Matrix,
         home: &mut D::Matrix,
-    ) -> Result<(), LinkError<D::Error>>;
+    ) -> Result<Home, LinkError<D::Error>>;
+}
+
+/// What lies in the matrix that came home.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// `home[r * top_k + j]` is what row `r`'s `j`-th choice answered, unweighted.
+    Choices,
+    /// `home[r]` is the weighted sum over row `r`'s choices.
+    Sums,
 }
 
 /// Rows that came to this rank's experts.
@@ -90,9 +115,12 @@ impl<D: Device> Solo<D> {
 }
 
 impl<D: Device> Link<D> for Solo<D> {
+    fn begin(&mut self, _step: u64) {}
+
     fn all_gather(
         &mut self,
         _device: &mut D,
+        _cols: &[usize],
         part: &mut D::Matrix,
         whole: &mut D::Matrix,
     ) -> Result<(), LinkError<D::Error>> {
@@ -115,8 +143,8 @@ impl<D: Device> Link<D> for Solo<D> {
         _device: &mut D,
         outputs: &mut D::Matrix,
         home: &mut D::Matrix,
-    ) -> Result<(), LinkError<D::Error>> {
+    ) -> Result<Home, LinkError<D::Error>> {
         std::mem::swap(outputs, home);
-        Ok(())
+        Ok(Home::Choices)
     }
 }

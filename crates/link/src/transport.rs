@@ -30,6 +30,16 @@ pub trait Transport: Send {
     fn receive(&mut self, from: Rank) -> Result<Frame, Fault>;
 }
 
+impl<T: Transport + ?Sized> Transport for Box<T> {
+    fn send(&mut self, to: Rank, frame: Frame) -> Result<(), Fault> {
+        (**self).send(to, frame)
+    }
+
+    fn receive(&mut self, from: Rank) -> Result<Frame, Fault> {
+        (**self).receive(from)
+    }
+}
+
 /// Why a frame did not cross. Every fault names the other rank.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
@@ -65,6 +75,14 @@ pub enum Fault {
         /// Epoch, step and exchange that were due.
         expected: String,
     },
+    /// A frame came whose content cannot be.
+    #[error("rank {} sent what cannot be: {reason}", rank.0)]
+    Malformed {
+        /// Which.
+        rank: Rank,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The epoch is over; nobody is to blame.
     #[error("the epoch is over")]
     Over,
@@ -77,7 +95,8 @@ impl Fault {
             Self::Timeout { rank, .. }
             | Self::Broken { rank, .. }
             | Self::Damaged { rank }
-            | Self::Astray { rank, .. } => Some(*rank),
+            | Self::Astray { rank, .. }
+            | Self::Malformed { rank, .. } => Some(*rank),
             Self::Over => None,
         }
     }

@@ -22,12 +22,13 @@ pub use names::Layout;
 pub use source::{LayerSource, dense_views, expert_views, num_bytes};
 
 use crate::config::ModelConfig;
-use crate::shard::ShardSpec;
+use crate::shard::{self, ShardSpec};
 use bytes::Bytes;
 use chorale_device::{DensePart, DenseSource, ExpertsSource};
 use names::LayerNames;
 use reader::Reader;
 use std::path::Path;
+use std::sync::OnceLock;
 use table::TensorTable;
 
 /// An open checkpoint. Cheap to open: headers are read, weights only mapped.
@@ -36,6 +37,7 @@ pub struct Checkpoint {
     config: ModelConfig,
     layout: Layout,
     table: TensorTable,
+    fingerprint: OnceLock<Fingerprint>,
 }
 
 /// What a rank has to load.
@@ -63,7 +65,7 @@ impl Checkpoint {
         let table = TensorTable::read(&located.weights)?;
         let layout = schema::detect(&table);
         schema::check(&table, layout, &config)?;
-        Ok(Self { config, layout, table })
+        Ok(Self { config, layout, table, fingerprint: OnceLock::new() })
     }
 
     /// The model's geometry and constants.
@@ -76,9 +78,10 @@ impl Checkpoint {
         self.layout
     }
 
-    /// Whether two workers opened the same checkpoint, as far as headers tell.
+    /// Whether two workers opened the same checkpoint, as far as headers and
+    /// samples of the weights tell. Read once.
     pub fn fingerprint(&self) -> Fingerprint {
-        fingerprint::fingerprint(&self.config, self.layout, &self.table)
+        *self.fingerprint.get_or_init(|| fingerprint::fingerprint(&self.config, self.layout, &self.table))
     }
 
     /// The embedding table, whole.
@@ -106,13 +109,14 @@ impl Checkpoint {
                 reason: "a rank without attention holds experts only, not whole layers".to_owned(),
             });
         }
-        self.read_layer(self.reader(true), &names, spec)
+        self.read_layer(self.reader(true), &names, (spec, layer))
     }
 
-    /// The rank's experts of a layer.
-    pub fn experts(&self, layer: usize, spec: &ShardSpec) -> Result<ExpertsSource, CheckpointError> {
-        let names = self.layer_names(layer, spec)?;
-        self.read_experts(self.reader(true), &names, spec)
+    /// Some experts of a layer, by their number in the model.
+    pub fn experts(&self, layer: usize, experts: &[u32]) -> Result<ExpertsSource, CheckpointError> {
+        shard::check_experts(experts, &self.config)?;
+        let names = self.names_of(layer)?;
+        self.read_experts(self.reader(true), &names, experts)
     }
 
     /// What the rank has to load, measured without touching it.
@@ -129,9 +133,13 @@ impl Checkpoint {
         for layer in 0..self.config.num_layers() {
             let names = self.layer_names(layer, spec)?;
             if spec.attention {
-                size.add(self.read_layer(self.reader(false), &names, spec)?.views());
+                size.add(self.read_layer(self.reader(false), &names, (spec, layer))?.views());
             } else {
-                size.add(expert_views(&self.read_experts(self.reader(false), &names, spec)?));
+                size.add(expert_views(&self.read_experts(
+                    self.reader(false),
+                    &names,
+                    &spec.experts[layer],
+                )?));
             }
         }
         Ok(size)
@@ -141,7 +149,7 @@ impl Checkpoint {
         &self,
         reader: Reader<'_>,
         names: &LayerNames,
-        spec: &ShardSpec,
+        (spec, layer): (&ShardSpec, usize),
     ) -> Result<LayerSource, CheckpointError> {
         let config = &self.config;
         let has_bias = config.attention_bias;
@@ -164,7 +172,7 @@ impl Checkpoint {
             output: DenseSource { cols: config.query_size(), parts: vec![output] },
             post_norm: reader.finite(&names.post_norm)?,
             router: DenseSource { cols: config.hidden_size, parts: vec![router] },
-            experts: self.read_experts(reader, names, spec)?,
+            experts: self.read_experts(reader, names, &spec.experts[layer])?,
         })
     }
 
@@ -172,12 +180,12 @@ impl Checkpoint {
         &self,
         reader: Reader<'_>,
         names: &LayerNames,
-        spec: &ShardSpec,
+        experts: &[u32],
     ) -> Result<ExpertsSource, CheckpointError> {
         let (hidden, intermediate) = (self.config.hidden_size, self.config.intermediate_size);
         Ok(ExpertsSource {
-            gate_up: reader.mxfp4(&names.gate_up, &spec.experts, 2 * intermediate, hidden)?,
-            down: reader.mxfp4(&names.down, &spec.experts, hidden, intermediate)?,
+            gate_up: reader.mxfp4(&names.gate_up, experts, 2 * intermediate, hidden)?,
+            down: reader.mxfp4(&names.down, experts, hidden, intermediate)?,
             swiglu_limit: self.config.swiglu_limit,
         })
     }
@@ -197,6 +205,10 @@ impl Checkpoint {
 
     fn layer_names(&self, layer: usize, spec: &ShardSpec) -> Result<LayerNames, CheckpointError> {
         spec.check(&self.config)?;
+        self.names_of(layer)
+    }
+
+    fn names_of(&self, layer: usize) -> Result<LayerNames, CheckpointError> {
         let num_layers = self.config.num_layers();
         if layer >= num_layers {
             let reason = format!("layer {layer} is asked for, the model has {num_layers}");

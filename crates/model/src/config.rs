@@ -78,6 +78,16 @@ impl ModelConfig {
         Self::read(original::read, (Path::new("config.json"), config_json), generation)
     }
 
+    /// Reads `config.json` of either layout, told apart by what it says: whoever
+    /// has no weights to tell them apart by reads it so.
+    pub fn from_either_layout(
+        config_json: &str,
+        generation_config_json: Option<&str>,
+    ) -> Result<Self, CheckpointError> {
+        let generation = generation_config_json.map(|text| (Path::new("generation_config.json"), text));
+        Self::from_files((Path::new("config.json"), config_json), generation)
+    }
+
     /// Reads either kind, told apart by the fields that only transformers writes.
     pub(crate) fn from_files(
         config: (&Path, &str),

@@ -1,29 +1,18 @@
 //! The forward pass. The layer loop is written once, over `Device` and `Link`:
 //! one rank or many, CPU or GPU, one token or a long slice, it is this code.
 
-use crate::batch::{self, Bounds, PlanError};
+use crate::batch::PlanError;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::observe::{Observer, Stage};
+use crate::seat::{ExchangeRoom, Room, Seat};
 use crate::shard::ShardSpec;
-use crate::weights::{LoadError, LoadProgress, Loader, Weights};
-use chorale_device::{BatchLimits, Columns, Device, Drawn, KvShape};
-use chorale_link::{Link, LinkError};
+use crate::weights::{HeldExperts, LoadError, LoadProgress, Weights};
+use chorale_device::{Columns, Device, Drawn};
+use chorale_link::{Home, Link, LinkError};
 use chorale_plan::{Sample, SequenceId, SequenceSlice, StepOutput, StepPlan, TokenLogprob};
 use std::collections::HashMap;
-
-/// The room that a rank keeps for steps and for keys and values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
-    /// The largest step.
-    pub limits: BatchLimits,
-    /// Positions of a KV page.
-    pub block_size: usize,
-    /// Pages of the layers without a window.
-    pub num_full_blocks: usize,
-    /// Pages of the sliding layers.
-    pub num_sliding_blocks: usize,
-}
+use std::ops::ControlFlow;
 
 /// Why a step gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -38,38 +27,13 @@ pub enum StepError<E> {
 
 /// A rank's share of a gpt-oss model, ready to compute steps.
 pub struct GptOss<D: Device, L: Link<D>> {
-    config: ModelConfig,
-    bounds: Bounds,
-    link: L,
-    weights: Weights<D>,
-    cache: D::KvCache,
-    workspace: Workspace<D>,
+    pub(crate) link: L,
+    pub(crate) weights: Weights<D>,
+    seat: Seat<D>,
     /// Where the samples of the step before lie, by sequence.
     sampled: HashMap<SequenceId, u32>,
     // Last, so that it outlives what was made on it.
-    device: D,
-}
-
-/// Buffers of one step, made once.
-struct Workspace<D: Device> {
-    batch: D::Batch,
-    hidden: D::Matrix,
-    normed: D::Matrix,
-    queries: D::Matrix,
-    /// This rank's heads, then all of the group's.
-    context: D::Matrix,
-    heads: D::Matrix,
-    /// This rank's rows of the output projection, then all of them.
-    projected: D::Matrix,
-    attended: D::Matrix,
-    routing: D::Routing,
-    /// What this rank's experts answer, then what all experts answer this rank's rows.
-    outputs: D::Matrix,
-    answers: D::Matrix,
-    /// This rank's part of the vocabulary, then all of it.
-    logits_part: D::Matrix,
-    logits: D::Matrix,
-    samples: D::Samples,
+    pub(crate) device: D,
 }
 
 impl<D: Device, L: Link<D>> GptOss<D, L> {
@@ -82,36 +46,50 @@ impl<D: Device, L: Link<D>> GptOss<D, L> {
         room: &Room,
         on_progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, LoadError<D::Error>> {
-        let config = checkpoint.config().clone();
-        let weights = Loader { device: &mut device, checkpoint, spec, on_progress }.load()?;
-        let kv = KvShape {
-            windows: config.windows.clone(),
-            num_kv_heads: spec.key_value_heads(&config).len(),
-            head_dim: config.head_dim,
-            block_size: room.block_size,
-            num_full_blocks: room.num_full_blocks,
-            num_sliding_blocks: room.num_sliding_blocks,
-        };
-        let cache = device.kv_cache(&kv).map_err(LoadError::Device)?;
-        let workspace = Workspace::new(&mut device, &config, spec, room.limits).map_err(LoadError::Device)?;
-        let bounds = Bounds {
-            limits: room.limits,
-            kv,
-            window: config.window(),
-            vocab_size: config.vocab_size,
-            context: config.max_position_embeddings,
-        };
-        Ok(Self { config, bounds, link, weights, cache, workspace, sampled: HashMap::new(), device })
+        let mut weights = Weights::default();
+        weights.load(&mut device, checkpoint, spec, &mut |progress| {
+            on_progress(progress);
+            ControlFlow::Continue(())
+        })?;
+        let seat = Seat::new(&mut device, checkpoint.config(), spec, room).map_err(LoadError::Device)?;
+        Ok(Self::new(device, link, weights, seat))
+    }
+
+    /// Puts together what was made on the device for one shard.
+    pub fn new(device: D, link: L, weights: Weights<D>, seat: Seat<D>) -> Self {
+        assert!(weights.hold(seat.spec()), "the shard is loaded");
+        Self { link, weights, seat, sampled: HashMap::new(), device }
+    }
+
+    /// Gives back what outlives the rank's place.
+    pub fn take_apart(self) -> (D, Weights<D>) {
+        (self.device, self.weights)
     }
 
     /// The model's geometry.
     pub fn config(&self) -> &ModelConfig {
-        &self.config
+        self.seat.config()
     }
 
-    /// Computes a plan and samples the slices that ask for it.
+    pub(crate) fn set_experts(&mut self, experts: Vec<Vec<u32>>) {
+        self.seat.set_experts(experts);
+    }
+
+    /// What connects this rank with others.
+    pub fn link(&self) -> &L {
+        &self.link
+    }
+
+    /// What connects this rank with others.
+    pub fn link_mut(&mut self) -> &mut L {
+        &mut self.link
+    }
+
+    /// Computes a plan, perhaps an empty one, and samples the slices that ask
+    /// for it. All ranks of the world compute the step together.
     pub fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, StepError<D::Error>> {
-        let columns = batch::columns(&plan.slices, &self.sampled, &self.bounds)?;
+        let columns = self.seat.columns(&plan.slices, &self.sampled)?;
+        self.link.begin(plan.step);
         self.run(&columns, &mut ())?;
         let drawn = self.draw(&columns)?;
         let wanted = plan.slices.iter().filter(|slice| slice.sample.is_some());
@@ -129,15 +107,17 @@ impl<D: Device, L: Link<D>> GptOss<D, L> {
         last: usize,
         observer: &mut impl Observer<D>,
     ) -> Result<Vec<f32>, StepError<D::Error>> {
-        let mut columns = batch::columns(slices, &self.sampled, &self.bounds)?;
+        let mut columns = self.seat.columns(slices, &self.sampled)?;
         self.sampled.clear();
         columns.draws.clear();
+        // Such steps have no numbers: ranks that compute them together call alike.
+        self.link.begin(0);
         self.run(&columns, observer)?;
         let rows: Vec<u32> = (0..columns.num_rows() as u32).collect();
         let rows = &rows[rows.len() - last.min(rows.len())..];
-        let mut logits = Vec::with_capacity(rows.len() * self.config.vocab_size);
+        let mut logits = Vec::with_capacity(rows.len() * self.config().vocab_size);
         // All rows at once would need room for rows × vocabulary on the device.
-        for rows in rows.chunks(self.bounds.limits.max_logit_rows) {
+        for rows in rows.chunks(self.seat.max_logit_rows()) {
             columns.logit_rows = rows.to_vec();
             logits.extend(self.head(&columns)?);
         }
@@ -146,44 +126,60 @@ impl<D: Device, L: Link<D>> GptOss<D, L> {
 
     /// The layers: from the columns to `normed`, the final norm of every row.
     fn run(&mut self, columns: &Columns, observer: &mut impl Observer<D>) -> Result<(), LinkError<D::Error>> {
-        let Self { device, link, weights, cache, workspace: w, .. } = self;
+        let Self { device, link, weights, seat, .. } = self;
+        let Seat { attention, exchange: x, .. } = seat;
         device.enter(|device| {
+            let (Some(dense), Some(w)) = (weights.dense(), attention) else {
+                return weights.experts().iter().try_for_each(|experts| {
+                    run_experts(device, link, experts, x)?;
+                    Ok(())
+                });
+            };
             device.begin(columns, &w.samples, &mut w.batch)?;
-            device.embed(&weights.embedding, &w.batch, &mut w.hidden)?;
+            device.embed(&dense.embedding, &w.batch, &mut w.hidden)?;
             observer.hidden(device, Stage::Embedding, &w.hidden)?;
-            device.rms_norm(&w.hidden, &weights.layers[0].input_norm, &mut w.normed)?;
-            for (index, layer) in weights.layers.iter().enumerate() {
-                device.qkv(&w.normed, &layer.qkv, &w.batch, cache, index, &mut w.queries)?;
-                device.attention(&w.queries, &layer.sinks, &w.batch, cache, index, &mut w.context)?;
-                link.all_gather(device, &mut w.context, &mut w.heads)?;
+            device.rms_norm(&w.hidden, &dense.layers[0].input_norm, &mut x.normed)?;
+            for (index, (layer, experts)) in dense.layers.iter().zip(weights.experts()).enumerate() {
+                device.qkv(&x.normed, &layer.qkv, &w.batch, &mut w.cache, index, &mut w.queries)?;
+                device.attention(&w.queries, &layer.sinks, &w.batch, &w.cache, index, &mut w.context)?;
+                link.all_gather(device, &w.cols.context, &mut w.context, &mut w.heads)?;
                 device.project(&w.heads, &layer.output, &mut w.projected)?;
-                link.all_gather(device, &mut w.projected, &mut w.attended)?;
-                device.add_rms_norm(&w.attended, &layer.post_norm, &mut w.hidden, &mut w.normed)?;
+                link.all_gather(device, &w.cols.projected, &mut w.projected, &mut w.attended)?;
+                device.add_rms_norm(&w.attended, &layer.post_norm, &mut w.hidden, &mut x.normed)?;
                 observer.hidden(device, Stage::Attention(index), &w.hidden)?;
 
-                device.route(&w.normed, &layer.router, &mut w.routing)?;
-                observer.routing(device, index, &w.routing)?;
-                let arrived = link.dispatch(device, &w.normed, &w.routing)?;
-                device.run_experts(arrived.rows, arrived.groups, &layer.experts, &mut w.outputs)?;
-                link.combine(device, &mut w.outputs, &mut w.answers)?;
+                device.route(&x.normed, &layer.router, &mut x.routing)?;
+                observer.routing(device, index, &x.routing)?;
                 // The norm for what comes next is fused into the combine.
-                let next = weights.layers.get(index + 1).map_or(&weights.norm, |next| &next.input_norm);
-                device.combine_rms_norm(&w.answers, &w.routing, next, &mut w.hidden, &mut w.normed)?;
+                let next = dense.layers.get(index + 1).map_or(&dense.norm, |next| &next.input_norm);
+                match run_experts(device, link, experts, x)? {
+                    Home::Choices => {
+                        device.combine_rms_norm(
+                            &x.answers,
+                            &x.routing,
+                            next,
+                            &mut w.hidden,
+                            &mut x.normed,
+                        )?;
+                    }
+                    Home::Sums => device.add_rms_norm(&x.answers, next, &mut w.hidden, &mut x.normed)?,
+                }
                 observer.hidden(device, Stage::Layer(index), &w.hidden)?;
             }
-            Ok(observer.hidden(device, Stage::FinalNorm, &w.normed)?)
+            Ok(observer.hidden(device, Stage::FinalNorm, &x.normed)?)
         })
     }
 
     /// Samples the rows that `run` left in `normed`.
     fn draw(&mut self, columns: &Columns) -> Result<Vec<Drawn>, LinkError<D::Error>> {
-        let Self { device, link, weights, workspace: w, .. } = self;
-        if columns.draws.is_empty() {
+        let Self { device, link, weights, seat, .. } = self;
+        let Seat { attention, exchange: x, .. } = seat;
+        let (Some(dense), Some(w), false) = (weights.dense(), attention, columns.draws.is_empty()) else {
             return Ok(Vec::new());
-        }
+        };
         device.enter(|device| {
-            device.lm_head(&w.normed, &weights.head, &w.batch, &mut w.logits_part)?;
-            link.all_gather(device, &mut w.logits_part, &mut w.logits)?;
+            device.lm_head(&x.normed, &dense.head, &w.batch, &mut w.logits_part)?;
+            link.all_gather(device, &w.cols.logits, &mut w.logits_part, &mut w.logits)?;
             device.sample(&w.logits, &w.batch, &mut w.samples)?;
             Ok(device.read_samples(&w.samples)?)
         })
@@ -191,44 +187,29 @@ impl<D: Device, L: Link<D>> GptOss<D, L> {
 
     /// The logits of the columns' `logit_rows`.
     fn head(&mut self, columns: &Columns) -> Result<Vec<f32>, LinkError<D::Error>> {
-        let Self { device, link, weights, workspace: w, .. } = self;
+        let Self { device, link, weights, seat, .. } = self;
+        let Seat { attention, exchange: x, .. } = seat;
+        let (Some(dense), Some(w)) = (weights.dense(), attention) else { return Ok(Vec::new()) };
         device.enter(|device| {
             device.begin(columns, &w.samples, &mut w.batch)?;
-            device.lm_head(&w.normed, &weights.head, &w.batch, &mut w.logits_part)?;
-            link.all_gather(device, &mut w.logits_part, &mut w.logits)?;
+            device.lm_head(&x.normed, &dense.head, &w.batch, &mut w.logits_part)?;
+            link.all_gather(device, &w.cols.logits, &mut w.logits_part, &mut w.logits)?;
             Ok(device.read(&w.logits)?)
         })
     }
 }
 
-impl<D: Device> Workspace<D> {
-    fn new(
-        device: &mut D,
-        config: &ModelConfig,
-        spec: &ShardSpec,
-        limits: BatchLimits,
-    ) -> Result<Self, D::Error> {
-        let BatchLimits { max_rows, max_logit_rows, .. } = limits;
-        let local_width = spec.query_rows(config).len();
-        let width = config.num_attention_heads * config.head_dim;
-        let (hidden, slots) = (config.hidden_size, max_rows * config.experts_per_token);
-        Ok(Self {
-            batch: device.batch(limits, &config.rope)?,
-            hidden: device.matrix(max_rows, hidden)?,
-            normed: device.matrix(max_rows, hidden)?,
-            queries: device.matrix(max_rows, local_width)?,
-            context: device.matrix(max_rows, local_width)?,
-            heads: device.matrix(max_rows, width)?,
-            projected: device.matrix(max_rows, spec.output_rows(config).len())?,
-            attended: device.matrix(max_rows, hidden)?,
-            routing: device.routing(max_rows, config.experts_per_token)?,
-            outputs: device.matrix(slots, hidden)?,
-            answers: device.matrix(slots, hidden)?,
-            logits_part: device.matrix(max_logit_rows, spec.vocab_rows(config).len())?,
-            logits: device.matrix(max_logit_rows, config.vocab_size)?,
-            samples: device.samples(max_logit_rows)?,
-        })
-    }
+/// The rows of `normed` out to the experts of all ranks, those of all ranks
+/// through the experts that are here, and the answers home.
+fn run_experts<D: Device, L: Link<D>>(
+    device: &mut D,
+    link: &mut L,
+    experts: &HeldExperts<D>,
+    x: &mut ExchangeRoom<D>,
+) -> Result<Home, LinkError<D::Error>> {
+    let arrived = link.dispatch(device, &x.normed, &x.routing)?;
+    device.run_experts(arrived.rows, arrived.groups, &experts.packed, &mut x.outputs)?;
+    link.combine(device, &mut x.outputs, &mut x.answers)
 }
 
 fn sample(sequence: SequenceId, drawn: Drawn) -> Sample {

@@ -12,10 +12,14 @@ pub mod config;
 mod forward;
 mod observe;
 pub mod offline;
+mod place;
+mod seat;
 pub mod shard;
 mod weights;
 
 pub use batch::PlanError;
-pub use forward::{GptOss, Room, StepError};
+pub use forward::{GptOss, StepError};
 pub use observe::{Observer, Stage};
-pub use weights::{LoadError, LoadProgress};
+pub use place::Preparation;
+pub use seat::{Room, Seat};
+pub use weights::{LoadError, LoadProgress, OnProgress, Weights};

@@ -3,7 +3,7 @@
 //! not come through here.
 
 use crate::config::ModelConfig;
-use crate::forward::Room;
+use crate::seat::Room;
 use chorale_device::BatchLimits;
 use chorale_plan::{
     BlockId, BlockTable, Penalties, Rank, SamplingParams, SequenceId, SequenceSlice, SliceTokens, TokenCount,
@@ -37,6 +37,7 @@ impl OfflineLimits {
                 max_slices: self.num_sequences,
                 max_logit_rows: self.num_sequences.max(MAX_LOGIT_ROWS),
             },
+            num_homes: 1,
             block_size: self.block_size,
             num_full_blocks: self.num_sequences * self.full_pages(),
             num_sliding_blocks: self.num_sequences * self.sliding_pages(config),

@@ -9,6 +9,7 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::config::ModelConfig;
+use chorale_plan::{Placement, Rank, Shape};
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -45,9 +46,9 @@ pub fn split(n: usize, count: usize, index: usize) -> Range<usize> {
 pub struct ShardSpec {
     /// Which part of the attention and of the head.
     pub group: Split,
-    /// The experts of each layer, by their number in the model, in the order
+    /// For each layer its experts, by their number in the model, in the order
     /// in which the rank numbers them.
-    pub experts: Vec<u32>,
+    pub experts: Vec<Vec<u32>>,
     /// Whether the rank runs attention. One that does holds embedding, norms and
     /// router whole; one that does not holds experts only.
     pub attention: bool,
@@ -56,7 +57,20 @@ pub struct ShardSpec {
 impl ShardSpec {
     /// Everything, for a rank that is alone.
     pub fn whole(config: &ModelConfig) -> Self {
-        Self { group: Split::WHOLE, experts: (0..config.num_experts as u32).collect(), attention: true }
+        let all = (0..config.num_experts as u32).collect();
+        Self { group: Split::WHOLE, experts: vec![all; config.num_layers()], attention: true }
+    }
+
+    /// The part of a rank in a world.
+    pub fn of(shape: Shape, rank: Rank, placement: &Placement) -> Self {
+        let group = shape.group(rank);
+        let split = |group: Range<u32>| Split { index: (rank.0 - group.start) as usize, count: group.len() };
+        let layers = 0..placement.layers.len();
+        Self {
+            attention: group.is_some(),
+            group: group.map_or(Split::WHOLE, split),
+            experts: layers.map(|layer| placement.experts_of(rank, layer)).collect(),
+        }
     }
 
     /// Refuses what the model cannot be split into, with the reason.
@@ -77,16 +91,13 @@ impl ShardSpec {
                 )));
             }
         }
-        let mut seen = HashSet::with_capacity(self.experts.len());
-        for &expert in &self.experts {
-            if expert as usize >= config.num_experts {
-                let count = config.num_experts;
-                return Err(refuse(format!("expert {expert} is asked for, the model has {count}")));
-            }
-            if !seen.insert(expert) {
-                return Err(refuse(format!("expert {expert} is asked for twice")));
-            }
+        let (found, num_layers) = (self.experts.len(), config.num_layers());
+        if found != num_layers {
+            return Err(refuse(format!(
+                "experts of {found} layers are asked for, the model has {num_layers}"
+            )));
         }
+        self.experts.iter().try_for_each(|experts| check_experts(experts, config))?;
         Ok(())
     }
 
@@ -120,6 +131,21 @@ impl ShardSpec {
     pub fn vocab_rows(&self, config: &ModelConfig) -> Range<usize> {
         self.group.range(config.vocab_size)
     }
+}
+
+/// Refuses experts that the model does not have, or twice the same.
+pub(crate) fn check_experts(experts: &[u32], config: &ModelConfig) -> Result<(), CheckpointError> {
+    let mut seen = HashSet::with_capacity(experts.len());
+    for &expert in experts {
+        if expert as usize >= config.num_experts {
+            let count = config.num_experts;
+            return Err(refuse(format!("expert {expert} is asked for, the model has {count}")));
+        }
+        if !seen.insert(expert) {
+            return Err(refuse(format!("expert {expert} is asked for twice")));
+        }
+    }
+    Ok(())
 }
 
 fn scale(range: Range<usize>, by: usize) -> Range<usize> {

@@ -1,8 +1,9 @@
 //! What one forward pass of the batch computes, and what it gives back.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::{BlockId, Rank, Sample, SamplingParams, SequenceId, TokenId};
+use crate::{BlockId, Rank, Sample, SamplingParams, SequenceId, Shape, TokenId};
 
 /// Everything the workers need for one forward pass.
 ///
@@ -14,6 +15,35 @@ pub struct StepPlan {
     pub step: u64,
     /// What to compute, one slice for each scheduled sequence.
     pub slices: Vec<SequenceSlice>,
+}
+
+impl StepPlan {
+    /// What a rank computes of it: the slices of its group, perhaps none.
+    pub fn part_of(&self, shape: Shape, rank: Rank) -> Self {
+        let home = shape.group(rank).map(|group| Rank(group.start));
+        let slices = self.slices.iter().filter(|slice| Some(slice.home) == home);
+        Self { step: self.step, slices: slices.cloned().collect() }
+    }
+
+    /// Joins what the first ranks of the groups sampled to what the whole plan
+    /// asked for; `None` if that is not what they sampled.
+    pub fn join(&self, outputs: impl IntoIterator<Item = (Rank, StepOutput)>) -> Option<StepOutput> {
+        let mut by_home = BTreeMap::new();
+        for (home, output) in outputs {
+            if output.step != self.step {
+                return None;
+            }
+            by_home.insert(home, output.samples.into_iter());
+        }
+        let wanted = self.slices.iter().filter(|slice| slice.sample.is_some());
+        let samples = wanted.map(|slice| {
+            let sample = by_home.get_mut(&slice.home)?.next()?;
+            (sample.sequence == slice.sequence).then_some(sample)
+        });
+        let samples = samples.collect::<Option<_>>()?;
+        let is_all = by_home.into_values().all(|mut left| left.next().is_none());
+        is_all.then_some(StepOutput { step: self.step, samples })
+    }
 }
 
 /// The tokens of one sequence that this step computes.
@@ -112,5 +142,48 @@ mod tests {
         assert_eq!(BlockTable::span(127..128, Some(128), 1), 0..128);
         assert_eq!(BlockTable::span(128..129, Some(128), 1), 1..129);
         assert_eq!(BlockTable::span(128..129, Some(1), 16), 8..9);
+    }
+
+    fn slice(sequence: u64, home: u32) -> SequenceSlice {
+        SequenceSlice {
+            sequence: SequenceId(sequence),
+            home: Rank(home),
+            tokens: SliceTokens::SampledBefore,
+            num_computed: 1,
+            full_blocks: BlockTable::default(),
+            sliding_blocks: BlockTable::default(),
+            sample: Some(SamplingParams::greedy()),
+        }
+    }
+
+    fn output(sequences: &[u64]) -> StepOutput {
+        let sample = |&sequence: &u64| Sample {
+            sequence: SequenceId(sequence),
+            token: 1,
+            logprob: None,
+            top_logprobs: Vec::new(),
+        };
+        StepOutput { step: 9, samples: sequences.iter().map(sample).collect() }
+    }
+
+    #[test]
+    fn parts_of_a_plan_are_joined_in_the_order_of_its_slices() {
+        let shape = Shape { tensor_parallel_size: 2, data_parallel_size: 2, num_ranks: 5 };
+        let plan = StepPlan { step: 9, slices: vec![slice(1, 2), slice(2, 0), slice(3, 2)] };
+        let part = |rank| plan.part_of(shape, Rank(rank)).slices;
+        assert_eq!(part(0), [slice(2, 0)]);
+        assert_eq!(part(3), [slice(1, 2), slice(3, 2)], "all ranks of a group get its slices");
+        assert_eq!(part(4), [], "experts only");
+
+        let joined = plan.join([(Rank(0), output(&[2])), (Rank(2), output(&[1, 3]))]);
+        assert_eq!(joined, Some(output(&[1, 2, 3])));
+        for bad in [
+            vec![(Rank(0), output(&[2]))],
+            vec![(Rank(0), output(&[2])), (Rank(2), output(&[3, 1]))],
+            vec![(Rank(0), output(&[2])), (Rank(2), output(&[1, 3, 4]))],
+            vec![(Rank(0), output(&[2])), (Rank(2), StepOutput { step: 8, ..output(&[1, 3]) })],
+        ] {
+            assert_eq!(plan.join(bad), None);
+        }
     }
 }

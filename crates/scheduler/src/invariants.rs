@@ -85,7 +85,10 @@ impl Scheduler {
 
     fn check_queue(&self) {
         let places = |phase| {
-            let of_phase = self.sequences.iter().filter(move |(_, sequence)| sequence.phase == phase);
+            let of_phase = self
+                .sequences
+                .iter()
+                .filter(move |(_, sequence)| sequence.phase == phase && !sequence.is_held);
             of_phase.map(|(slot, sequence)| sequence.place(slot)).collect::<BTreeSet<_>>()
         };
         assert_eq!(self.waiting.places().collect::<BTreeSet<_>>(), places(Phase::Waiting));
@@ -93,6 +96,10 @@ impl Scheduler {
         assert_eq!(self.waiting.len() + self.filling.len(), {
             self.sequences.iter().filter(|(_, sequence)| sequence.is_queued()).count()
         });
+
+        let held = self.sequences.iter().filter(|(_, sequence)| sequence.is_held);
+        assert!(held.clone().all(|(_, sequence)| sequence.phase == Phase::Waiting));
+        assert_eq!(held.count() as u32, self.num_held);
 
         let live = || self.sequences.iter().filter(|(_, sequence)| sequence.phase != Phase::Over);
         let accounts: Vec<_> = live().map(|(_, sequence)| (sequence.account, sequence.is_queued())).collect();

@@ -40,6 +40,7 @@ mod block_pool;
 mod commit;
 mod config;
 mod history;
+mod hold;
 mod home;
 mod invariants;
 mod pages;

@@ -75,7 +75,8 @@ impl Scheduler {
     /// The next step, or `None` if there is nothing to compute or as many steps
     /// are in flight as may be.
     ///
-    /// With nothing in flight and a sequence not over there is always a step.
+    /// With nothing in flight and a sequence neither over nor held there is always
+    /// a step.
     pub fn schedule(&mut self, now_ms: u64) -> Option<StepPlan> {
         if self.in_flight.len() >= self.config.max_steps_in_flight as usize {
             return None;

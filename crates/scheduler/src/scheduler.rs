@@ -43,6 +43,8 @@ pub struct Scheduler {
     /// Steps up to this one will not be committed: their homes are lost.
     pub(crate) void_step: u64,
     next_sequence: u64,
+    /// Sequences that are held.
+    pub(crate) num_held: u32,
     pub(crate) num_unstarted: u32,
     pub(crate) unstarted_tokens: u64,
     /// Counts up whenever a sequence returns its pages.
@@ -72,6 +74,7 @@ impl Scheduler {
             step: 0,
             void_step: 0,
             next_sequence: 0,
+            num_held: 0,
             num_unstarted: 0,
             unstarted_tokens: 0,
             num_returns: 0,
@@ -184,7 +187,7 @@ impl Scheduler {
 
     /// The numbers for metrics.
     pub fn stats(&self) -> Stats {
-        let num_waiting = self.waiting.len() as u32;
+        let num_waiting = self.waiting.len() as u32 + self.num_held;
         Stats {
             num_running: self.slots.len() as u32 - num_waiting,
             num_waiting_capacity: self.num_unstarted,
@@ -233,6 +236,7 @@ impl Scheduler {
     pub(crate) fn finish(&mut self, slot: usize, reason: FinishReason) -> Progress {
         let sequence = &mut self.sequences[slot];
         let (id, usage, phase) = (sequence.id, sequence.usage, sequence.phase);
+        let was_held = std::mem::take(&mut sequence.is_held);
         let place = sequence.place(slot);
         if let Some(expires_ms) = sequence.expires_ms.take() {
             self.expiries.remove(&(expires_ms, id));
@@ -242,6 +246,7 @@ impl Scheduler {
             self.unstarted_tokens -= u64::from(sequence.num_prompt());
         }
         match phase {
+            Phase::Waiting if was_held => self.num_held -= 1,
             Phase::Waiting => {
                 self.waiting.remove(place, &self.shares);
                 self.shares.unqueued(place.account);
@@ -291,7 +296,7 @@ impl Scheduler {
         self.homes[sequence.home].num_leaving += 1;
     }
 
-    fn enqueue(&mut self, place: Place) {
+    pub(crate) fn enqueue(&mut self, place: Place) {
         self.shares.queued(place.account);
         self.waiting.push(place, &self.shares);
     }

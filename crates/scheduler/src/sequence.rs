@@ -41,6 +41,8 @@ pub(crate) struct Sequence {
     request: Request,
     pub(crate) account: Account,
     pub(crate) phase: Phase,
+    /// It waits, but not in the queue.
+    pub(crate) is_held: bool,
     /// Index of its home, while it has one.
     pub(crate) home: usize,
     /// Prompt and known output.
@@ -87,6 +89,7 @@ impl Sequence {
             id,
             account,
             phase: Phase::Waiting,
+            is_held: false,
             home: 0,
             tokens,
             num_prompt,
@@ -125,9 +128,9 @@ impl Sequence {
         self.request.prefix_caching
     }
 
-    /// True in the phases that stand in the queue.
+    /// True in the phases that stand in the queue, for one that is not held.
     pub(crate) fn is_queued(&self) -> bool {
-        matches!(self.phase, Phase::Waiting | Phase::Filling)
+        matches!(self.phase, Phase::Waiting | Phase::Filling) && !self.is_held
     }
 
     /// True once it had a slice, even if all is to be computed again.

@@ -7,18 +7,17 @@
 
 mod chat;
 mod events;
-mod field;
 mod generate;
 mod sampling;
 mod server;
 
+pub use crate::field::InvalidField;
 pub use chat::{
     Chat, Format, Message, ReasoningEffort, SchemaFormat, SystemPrompt, Tool, ToolCall, ToolChoice,
 };
 pub use events::{
     Begun, ChatPart, Ended, Event, FinishReason, SampledToken, StopCause, TokenLogprob, TokenPart, Usage,
 };
-pub use field::InvalidField;
 pub use generate::{Generate, Prompt};
 pub use sampling::{Handling, Limits, Sampling};
 pub use server::{

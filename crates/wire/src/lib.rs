@@ -4,4 +4,11 @@
 //! Invariant: no message type is used outside a conversion; unknown or
 //! out-of-range input is an error here and nowhere later.
 
+pub mod cluster;
+mod field;
 pub mod inference;
+pub mod link;
+pub mod listener;
+pub mod tls;
+
+pub use field::InvalidField;

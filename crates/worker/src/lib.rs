@@ -1,4 +1,5 @@
-//! A rank: a thread that loads its shard and runs plans in order.
+//! A rank: a thread that takes its place in a world, loads its shard and runs
+//! plans in order; [`join`] makes a process of it.
 //!
 //! The thread is a plain one: devices and async do not mix. Deliberately
 //! absent: scheduling and HTTP.
@@ -6,6 +7,11 @@
 //! Invariant: plans run in step order, each at most once; a rank that cannot
 //! tell refuses.
 
+pub mod join;
+mod place;
+mod pulse;
+mod rank;
 mod runner;
 
-pub use runner::{Rank, RankError};
+pub use chorale_wire::tls;
+pub use rank::{Rank, RankError};

@@ -1,129 +1,177 @@
-//! The rank's thread, and the handle through which plans reach it.
+//! The rank's thread: what it holds between jobs, and what each job does.
 
+use crate::place::{self, Placed};
+use crate::pulse::Watch;
+use crate::rank::RankError;
 use chorale_device::Device;
-use chorale_link::Link;
-use chorale_model::{GptOss, StepError};
-use chorale_plan::{StepOutput, StepPlan};
-use std::sync::mpsc;
+use chorale_link::{Loads, Transport};
+use chorale_model::checkpoint::Checkpoint;
+use chorale_model::{LoadProgress, Weights};
+use chorale_plan::{Assignment, Placement, StepOutput, StepPlan, StepReport};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Instant;
 use tokio::sync::oneshot;
 
-/// Plans that wait for the rank: one runs, one is ready to.
-const MAX_JOBS: usize = 2;
-
-/// Why a rank gave no answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RankError {
-    /// The model could not be loaded.
-    #[error("{reason}")]
-    Load {
-        /// Why.
-        reason: String,
-    },
-    /// The plan breaks the contract; nothing was computed, and the next one may be better.
-    #[error("{reason}")]
-    Refused {
-        /// Why.
-        reason: String,
-    },
-    /// The device or another rank failed; the step is lost.
-    #[error("{reason}")]
-    Lost {
-        /// Why.
-        reason: String,
-    },
-    /// The rank's thread has ended.
-    #[error("the rank has stopped")]
-    Stopped,
-}
-
-struct Job {
-    plan: StepPlan,
-    reply: oneshot::Sender<Result<StepOutput, RankError>>,
-}
-
-/// A rank that runs plans. Dropping it ends its thread after the running plan.
+/// What the thread and its handles share.
 #[derive(Debug)]
-pub struct Rank {
-    jobs: mpsc::SyncSender<Job>,
+pub(crate) struct Shared {
+    pub(crate) watch: Arc<Watch>,
+    /// Plans that wait.
+    pub(crate) num_plans: AtomicU64,
+    /// Places that were taken or left: a `take` of a lower number is out of date.
+    pub(crate) places: AtomicU64,
+    pub(crate) loads: Mutex<Option<Arc<Loads>>>,
 }
 
-impl Rank {
-    /// Starts a thread that loads a model and then runs plans. The receiver
-    /// tells when the model is there, with what `describe` says of it.
-    pub fn start<D, L, T, E>(
-        load: impl FnOnce() -> Result<GptOss<D, L>, E> + Send + 'static,
-        describe: impl FnOnce(&GptOss<D, L>) -> T + Send + 'static,
-    ) -> std::io::Result<(Self, oneshot::Receiver<Result<T, RankError>>)>
-    where
-        D: Device + 'static,
-        L: Link<D> + 'static,
-        T: Send + 'static,
-        E: std::fmt::Display,
-    {
-        let (jobs, inbox) = mpsc::sync_channel(MAX_JOBS);
-        let (announce, loaded) = oneshot::channel();
-        std::thread::Builder::new().name("rank".to_owned()).spawn(move || {
-            match load() {
-                Ok(model) => {
-                    // Whoever asked may have gone; the jobs' end says so below.
-                    let _ = announce.send(Ok(describe(&model)));
-                    run(model, &inbox);
-                }
-                Err(error) => {
-                    let _ = announce.send(Err(RankError::Load { reason: error.to_string() }));
-                }
-            }
-        })?;
-        Ok((Self { jobs }, loaded))
-    }
-
-    /// Runs a plan after those that were handed in before.
-    pub async fn step(&self, plan: StepPlan) -> Result<StepOutput, RankError> {
-        let (reply, answer) = oneshot::channel();
-        self.jobs.try_send(Job { plan, reply }).map_err(|error| match error {
-            mpsc::TrySendError::Full(_) => {
-                RankError::Refused { reason: format!("{MAX_JOBS} plans wait already") }
-            }
-            mpsc::TrySendError::Disconnected(_) => RankError::Stopped,
-        })?;
-        answer.await.unwrap_or(Err(RankError::Stopped))
+impl Shared {
+    pub(crate) fn set_loads(&self, loads: Option<Arc<Loads>>) {
+        *self.loads.lock().unwrap_or_else(PoisonError::into_inner) = loads;
     }
 }
 
-fn run<D: Device, L: Link<D>>(mut model: GptOss<D, L>, inbox: &mpsc::Receiver<Job>) {
-    let mut last_step = None;
-    while let Ok(Job { plan, reply }) = inbox.recv() {
-        let answer = in_order(last_step, plan.step).and_then(|()| {
-            last_step = Some(plan.step);
-            model.step(&plan).map_err(|error| match error {
-                StepError::Plan(_) => RankError::Refused { reason: error.to_string() },
-                StepError::Lost(_) => RankError::Lost { reason: error.to_string() },
-            })
-        });
-        // A planner that left takes its plan's answer with it.
-        let _ = reply.send(answer);
+/// One plan that waits. Dropping it makes room for the next.
+pub(crate) struct Ticket(Arc<Shared>);
+
+impl Ticket {
+    /// `None` if `limit` plans wait.
+    pub(crate) fn take(shared: &Arc<Shared>, limit: u64) -> Option<Self> {
+        let ticket = Self(Arc::clone(shared));
+        (shared.num_plans.fetch_add(1, Ordering::Relaxed) < limit).then_some(ticket)
     }
 }
 
-/// A plan that repeats or skips comes from a planner that lost count.
-fn in_order(last_step: Option<u64>, step: u64) -> Result<(), RankError> {
-    match last_step {
-        Some(last) if step != last + 1 => {
-            Err(RankError::Refused { reason: format!("step {step} does not follow step {last}") })
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.num_plans.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Where an answer goes. Whoever asked may have left; nobody minds.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, RankError>>;
+
+/// What a rank is told to do.
+pub(crate) enum Job {
+    Take(Box<Taking>),
+    Prepare {
+        placement: Placement,
+        reply: Reply<()>,
+    },
+    Step {
+        placement: u32,
+        plan: StepPlan,
+        arrived: Instant,
+        ticket: Ticket,
+        reply: Reply<(StepOutput, StepReport)>,
+    },
+    Leave {
+        reply: Reply<()>,
+    },
+}
+
+/// A place that is to be taken.
+pub(crate) struct Taking {
+    pub(crate) place: u64,
+    pub(crate) assignment: Assignment,
+    pub(crate) checkpoint: Arc<Checkpoint>,
+    pub(crate) transport: Box<dyn Transport>,
+    pub(crate) on_progress: Box<dyn FnMut(LoadProgress) + Send>,
+    pub(crate) reply: Reply<()>,
+}
+
+/// What the device is used for.
+pub(crate) enum State<D: Device> {
+    /// Nothing; weights of an older place may still be there.
+    Idle(Weights<D>, D),
+    Placed(Box<Placed<D>>),
+}
+
+/// Does jobs until nobody can hand in any more.
+pub(crate) fn run<D: Device>(device: D, shared: &Arc<Shared>, inbox: &mpsc::Receiver<Job>) {
+    let _ending = Ending(shared);
+    let mut state = State::Idle(Weights::default(), device);
+    loop {
+        let is_preparing = matches!(&state, State::Placed(placed) if placed.is_preparing());
+        let job = match is_preparing {
+            // A job goes first, then a layer is loaded; without one, the next layer.
+            true => match inbox.try_recv() {
+                Ok(job) => Some(job),
+                Err(mpsc::TryRecvError::Empty) => None,
+                Err(mpsc::TryRecvError::Disconnected) => return,
+            },
+            false => match inbox.recv() {
+                Ok(job) => Some(job),
+                Err(mpsc::RecvError) => return,
+            },
+        };
+        if let Some(job) = job {
+            state = run_job(state, job, shared);
         }
-        Some(_) | None => Ok(()),
+        if let State::Placed(placed) = &mut state {
+            placed.prepare_layer();
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn run_job<D: Device>(mut state: State<D>, job: Job, shared: &Arc<Shared>) -> State<D> {
+    match job {
+        Job::Take(taking) => {
+            let (weights, device) = vacate(state, shared);
+            place::take(weights, device, *taking, shared)
+        }
+        Job::Leave { reply } => {
+            let (weights, device) = vacate(state, shared);
+            let _ = reply.send(Ok(()));
+            State::Idle(weights, device)
+        }
+        Job::Prepare { placement, reply } => {
+            match &mut state {
+                State::Placed(placed) => placed.prepare(placement, reply),
+                State::Idle(..) => {
+                    let _ = reply.send(Err(no_place()));
+                }
+            }
+            state
+        }
+        Job::Step { placement, plan, arrived, ticket, reply } => {
+            drop(ticket);
+            let answer = match &mut state {
+                State::Placed(placed) => {
+                    shared.watch.begin(plan.step);
+                    let output = placed.step(placement, &plan);
+                    shared.watch.end();
+                    let waited_us = placed.take_waited().as_micros() as u64;
+                    output.map(|output| {
+                        (output, StepReport { total_us: arrived.elapsed().as_micros() as u64, waited_us })
+                    })
+                }
+                State::Idle(..) => Err(no_place()),
+            };
+            let _ = reply.send(answer);
+            state
+        }
+    }
+}
 
-    #[test]
-    fn steps_neither_repeat_nor_skip() {
-        assert_eq!(in_order(None, 7), Ok(()));
-        assert_eq!(in_order(Some(7), 8), Ok(()));
-        assert!(in_order(Some(7), 7).is_err());
-        assert!(in_order(Some(7), 9).is_err());
+/// Gives the place up: connections and room go, weights and device stay.
+fn vacate<D: Device>(state: State<D>, shared: &Shared) -> (Weights<D>, D) {
+    shared.set_loads(None);
+    match state {
+        State::Idle(weights, device) => (weights, device),
+        State::Placed(placed) => placed.give_up(),
+    }
+}
+
+fn no_place() -> RankError {
+    RankError::Refused { reason: "the rank has no place".to_owned() }
+}
+
+/// However the thread ends, nobody shall think that it computes.
+struct Ending<'a>(&'a Shared);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.watch.end();
+        self.0.set_loads(None);
     }
 }

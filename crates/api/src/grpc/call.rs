@@ -4,14 +4,12 @@
 use super::deadline::deadline;
 use crate::auth::{Account, secret};
 use crate::error::ApiError;
-use crate::server::{RequestId, Shared};
+use crate::server::{Notes, RequestId, Shared};
 use axum::http::HeaderMap;
 use std::sync::Arc;
 use tokio::time::Instant;
-use tonic::metadata::{MetadataMap, MetadataValue};
-
-/// Where a request's id stands in the metadata, both ways.
-const REQUEST_ID: &str = "x-request-id";
+use tonic::Extensions;
+use tonic::metadata::MetadataMap;
 
 /// A call whose caller may ask.
 pub(super) struct Call {
@@ -19,22 +17,22 @@ pub(super) struct Call {
     /// The client's name for it, or one of ours.
     pub(super) id: RequestId,
     pub(super) deadline: Option<Instant>,
+    /// For the line in the log.
+    pub(super) notes: Notes,
 }
 
 impl Call {
-    /// Looks at a call's metadata.
-    pub(super) fn new(shared: &Shared, metadata: &MetadataMap) -> Result<Self, ApiError> {
+    /// Looks at a call's metadata, and at what the layers before found out.
+    pub(super) fn new(
+        shared: &Shared,
+        metadata: &MetadataMap,
+        extensions: &Extensions,
+    ) -> Result<Self, ApiError> {
         let headers: &HeaderMap = metadata.as_ref();
         let account = shared.authenticate(secret(headers))?;
-        Ok(Self { account, id: RequestId::of(headers), deadline: deadline(metadata)? })
-    }
-
-    /// A response that names the request.
-    pub(super) fn respond<T>(id: &RequestId, message: T) -> tonic::Response<T> {
-        let mut response = tonic::Response::new(message);
-        if let Ok(value) = MetadataValue::try_from(&*id.0) {
-            response.metadata_mut().insert(REQUEST_ID, value);
-        }
-        response
+        let id = extensions.get().cloned().unwrap_or_else(|| RequestId::of(headers));
+        let notes: Notes = extensions.get().cloned().unwrap_or_default();
+        notes.set_account(&account);
+        Ok(Self { account, id, deadline: deadline(metadata)?, notes })
     }
 }

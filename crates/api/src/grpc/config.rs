@@ -9,8 +9,7 @@ use std::net::SocketAddr;
 pub struct GrpcConfig {
     /// The address to listen at; port 0 lets the system choose.
     pub address: SocketAddr,
-    /// TLS, where it is wanted. The files are read once: certificates that are
-    /// replaced are used after a restart.
+    /// TLS, where it is wanted.
     pub tls: Option<TlsConfig>,
     /// A request message may be this long; longer ones are refused.
     pub max_message_bytes: usize,
@@ -20,8 +19,8 @@ pub struct GrpcConfig {
     pub max_connections: usize,
     /// Calls at a time on one connection.
     pub max_streams_per_connection: u32,
-    /// From the opening of a connection to the end of its TLS handshake, and to
-    /// the greeting of HTTP/2 without TLS.
+    /// From the opening of a connection to the greeting of HTTP/2, a TLS
+    /// handshake included.
     pub handshake_timeout_ms: u64,
     /// A connection that is silent for so long is asked whether it is alive.
     pub keepalive_interval_ms: u64,

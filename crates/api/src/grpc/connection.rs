@@ -1,6 +1,7 @@
-//! Connections of the gRPC port, up to a number of them at a time. It accepts;
-//! handshakes and calls are the transport's business.
+//! Connections of the gRPC port, up to a number of them at a time. It accepts and
+//! does the handshakes of TLS; calls are the transport's business.
 
+use crate::server::Tls;
 use futures_util::Stream;
 use std::io;
 use std::pin::Pin;
@@ -10,7 +11,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 use tonic::transport::server::Connected;
 
 /// After an error of the system, which has run out of something.
@@ -19,13 +24,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// One connection, and its place among those that may be open.
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
     /// Until when the greeting must have come; `None` once it has.
     greeting: Option<Greeting>,
     _place: OwnedSemaphorePermit,
 }
 
-/// What a client says first takes at least this much, with TLS and without.
+/// What a client of HTTP/2 says first takes this much.
 const GREETING_BYTES: usize = 24;
 
 #[derive(Debug)]
@@ -34,20 +39,77 @@ struct Greeting {
     late: Pin<Box<Sleep>>,
 }
 
+/// Who comes in.
+struct Arrivals {
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    places: Arc<Semaphore>,
+    handshake_timeout: Duration,
+    /// As many as there are places; a slow one holds up no other.
+    handshakes: JoinSet<Option<Connection>>,
+}
+
 /// Connections as they come; further ones than `max_connections` wait in the
 /// system's backlog. Dropping the stream closes the port.
 pub(super) fn accept(
     listener: TcpListener,
+    tls: Option<Arc<Tls>>,
     max_connections: usize,
-    greeting_timeout: Duration,
+    handshake_timeout: Duration,
 ) -> impl Stream<Item = io::Result<Connection>> + Send {
     let places = Arc::new(Semaphore::new(max_connections));
-    futures_util::stream::unfold((listener, places), move |(listener, places)| async move {
-        let (stream, place) = next(&listener, &places).await?;
-        let late = Box::pin(tokio::time::sleep(greeting_timeout));
-        let connection = Connection { stream, greeting: Some(Greeting { num_read: 0, late }), _place: place };
-        Some((Ok(connection), (listener, places)))
+    let arrivals = Arrivals { listener, tls, places, handshake_timeout, handshakes: JoinSet::new() };
+    futures_util::stream::unfold(arrivals, |mut arrivals| async move {
+        let connection = arrivals.next().await?;
+        Some((Ok(connection), arrivals))
     })
+}
+
+impl Arrivals {
+    async fn next(&mut self) -> Option<Connection> {
+        loop {
+            tokio::select! {
+                accepted = next(&self.listener, &self.places) => {
+                    let (stream, place) = accepted?;
+                    let deadline = Instant::now() + self.handshake_timeout;
+                    // Asked for each connection: certificates are replaced.
+                    let tls = self.tls.as_ref().map(|tls| tls.acceptor());
+                    self.handshakes.spawn(open(stream, tls, deadline, place));
+                }
+                Some(opened) = self.handshakes.join_next() => {
+                    // Panics have been reported.
+                    if let Ok(Some(connection)) = opened {
+                        return Some(connection);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The connection once its handshake is done; `None` if that fails.
+async fn open(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    deadline: Instant,
+    place: OwnedSemaphorePermit,
+) -> Option<Connection> {
+    let stream = match tls {
+        None => Either::Left(stream),
+        Some(acceptor) => match timeout_at(deadline, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => Either::Right(Box::new(stream)),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a handshake failed");
+                return None;
+            }
+            Err(_) => {
+                tracing::debug!("a handshake took too long");
+                return None;
+            }
+        },
+    };
+    let late = Box::pin(sleep_until(deadline));
+    Some(Connection { stream, greeting: Some(Greeting { num_read: 0, late }), _place: place })
 }
 
 async fn next(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {

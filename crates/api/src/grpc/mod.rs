@@ -6,6 +6,7 @@
 //! ([`chat`], [`generate`]) and is answered event by event ([`response`]); its
 //! deadline is the generation's, and dropping the stream cancels it.
 
+mod access_log;
 mod call;
 mod chat;
 mod config;

@@ -2,23 +2,24 @@
 //! and closed in order. What a call does is its own affair.
 
 use super::GrpcConfig;
+use super::access_log::log_calls;
 use super::connection::accept;
 use super::health;
 use super::response::Ending;
 use super::service::Door;
-use crate::server::{Drained, Phase, Shared, TlsConfig};
+use crate::server::{Drained, Phase, Protocols, Shared, Tls, TlsError, identify};
+use axum::middleware::from_fn;
 use chorale_wire::inference::FILE_DESCRIPTOR_SET;
 use chorale_wire::inference::v1::inference_server::InferenceServer;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::service::Routes;
 use tonic::transport::server::{Router, Server};
-use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tonic_health::server::HealthReporter;
 
 /// Why there is no gRPC server.
@@ -32,20 +33,9 @@ pub enum GrpcServeError {
         /// Why not.
         source: std::io::Error,
     },
-    /// A certificate, a key, or the clients' authorities cannot be read.
-    #[error("cannot read {path}: {source}", path = path.display())]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The certificate and its key make no TLS.
-    #[error("tls cannot be set up: {reason}")]
-    Tls {
-        /// Why not.
-        reason: String,
-    },
+    /// The certificate, its key, or the clients' authorities.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The transport gave up.
     #[error("the transport failed: {0}")]
     Transport(#[from] tonic::transport::Error),
@@ -66,7 +56,11 @@ pub struct GrpcServer {
     health: HealthReporter,
     ending: Ending,
     router: Router,
+    tls: Option<Arc<Tls>>,
 }
+
+/// What is spoken over TLS.
+const PROTOCOLS: Protocols = &[b"h2"];
 
 /// For what is written already but not sent, once generations are over.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -81,7 +75,7 @@ pub async fn serve_grpc(config: GrpcConfig, shared: Shared) -> Result<Drained, G
 }
 
 impl GrpcServer {
-    /// Opens the port and reads the certificates, once.
+    /// Opens the port and reads the certificates.
     ///
     /// # Errors
     ///
@@ -94,14 +88,15 @@ impl GrpcServer {
             responses: TaskTracker::new(),
         };
         let routes = routes(&config, &shared, &ending, &health)?;
-        let router = transport(&config)?.add_routes(routes);
+        let router = transport(&config).add_routes(routes);
+        let tls = config.tls.clone().map(|files| Tls::load(files, PROTOCOLS)).transpose()?.map(Arc::new);
         let address = config.address;
         let unbound = |source| GrpcServeError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(unbound)?;
         let address = listener.local_addr().map_err(unbound)?;
         // Nobody may be told that an empty server serves.
         health::report(&shared, &health).await;
-        Ok(Self { listener, address, config, shared, health, ending, router })
+        Ok(Self { listener, address, config, shared, health, ending, router, tls })
     }
 
     /// Where it listens; the port is the real one.
@@ -117,11 +112,14 @@ impl GrpcServer {
     ///
     /// The transport failed.
     pub async fn run(self) -> Result<Drained, GrpcServeError> {
-        let Self { listener, config, shared, health, ending, router, .. } = self;
+        let Self { listener, config, shared, health, ending, router, tls, .. } = self;
         let following = health::follow(shared.clone(), health.clone());
         let _follower = AbortOnDropHandle::new(tokio::spawn(following));
+        let _reloader =
+            tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(async move { tls.reload().await })));
         let GrpcConfig { max_connections, handshake_timeout_ms, drain_timeout_ms, .. } = config;
-        let incoming = accept(listener, max_connections, Duration::from_millis(handshake_timeout_ms));
+        let handshake_timeout = Duration::from_millis(handshake_timeout_ms);
+        let incoming = accept(listener, tls, max_connections, handshake_timeout);
 
         let closing = CancellationToken::new();
         let served = router.serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned());
@@ -179,37 +177,19 @@ fn routes(
     let health = tonic_health::server::HealthService::from_health_reporter(health.clone());
     let inference = InferenceServer::new(Door::new(shared.clone(), ending.clone()))
         .max_decoding_message_size(config.max_message_bytes);
-    Ok(Routes::new(inference)
+    let routes = Routes::new(inference)
         .add_service(tonic_health::pb::health_server::HealthServer::new(health))
         .add_service(reflection().build_v1().map_err(unreadable)?)
         // What grpcurl and older clients ask for.
-        .add_service(reflection().build_v1alpha().map_err(unreadable)?))
+        .add_service(reflection().build_v1alpha().map_err(unreadable)?);
+    // Listed from the inside out.
+    Ok(routes.into_axum_router().layer(from_fn(log_calls)).layer(from_fn(identify)).into())
 }
 
-fn transport(config: &GrpcConfig) -> Result<Server, GrpcServeError> {
-    let mut server = Server::builder()
+fn transport(config: &GrpcConfig) -> Server {
+    Server::builder()
         .max_concurrent_streams(config.max_streams_per_connection)
         .http2_max_header_list_size(config.max_metadata_bytes)
         .http2_keepalive_interval(Some(Duration::from_millis(config.keepalive_interval_ms)))
-        .http2_keepalive_timeout(Some(Duration::from_millis(config.keepalive_timeout_ms)));
-    if let Some(files) = &config.tls {
-        let tls = tls(files)?.timeout(Duration::from_millis(config.handshake_timeout_ms));
-        server = server.tls_config(tls).map_err(|error| GrpcServeError::Tls {
-            reason: std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string),
-        })?;
-    }
-    Ok(server)
-}
-
-fn tls(files: &TlsConfig) -> Result<ServerTlsConfig, GrpcServeError> {
-    let identity = Identity::from_pem(read(&files.certificate)?, read(&files.key)?);
-    let tls = ServerTlsConfig::new().identity(identity);
-    match &files.client_ca {
-        Some(authorities) => Ok(tls.client_ca_root(Certificate::from_pem(read(authorities)?))),
-        None => Ok(tls),
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, GrpcServeError> {
-    std::fs::read(path).map_err(|source| GrpcServeError::Read { path: path.to_owned(), source })
+        .http2_keepalive_timeout(Some(Duration::from_millis(config.keepalive_timeout_ms)))
 }

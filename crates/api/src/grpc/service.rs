@@ -42,8 +42,8 @@ impl Door {
     }
 
     fn call<M>(&self, request: Request<M>) -> Result<(Call, M), ApiError> {
-        let (metadata, _, message) = request.into_parts();
-        Ok((Call::new(&self.shared, &metadata)?, message))
+        let (metadata, extensions, message) = request.into_parts();
+        Ok((Call::new(&self.shared, &metadata, &extensions)?, message))
     }
 
     /// The served name that answers.
@@ -64,16 +64,17 @@ impl Door {
         generation: impl FnOnce(&Limits) -> Result<Generation, ApiError> + Send + 'static,
         translate: Translate<T>,
     ) -> Reply<Events<M>> {
-        let Call { account, id, deadline } = call;
+        let Call { account, id, deadline, notes } = call;
         let model = self.model(model)?;
         let admission = self.shared.admit(&id.0, &account)?;
         admission.request().set_model(&model);
+        notes.set_active(admission.request());
         let created_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let begun = Begun { request_id: id.0.to_string(), model, created_unix_s };
         let prepare = move |generator: &Generator, limits: &Limits| generator.prepare(generation(limits)?);
         let shared = self.shared.clone();
         let response = Response { shared, admission, deadline, begun, prepare: Box::new(prepare), translate };
-        Ok(Call::respond(&id, Box::pin(response.into_stream(self.ending.clone())) as Events<M>))
+        Ok(tonic::Response::new(Box::pin(response.into_stream(self.ending.clone()))))
     }
 
     /// Does work that takes a while where it holds up nobody.

@@ -2,21 +2,19 @@
 //! Numbers and names; neither paths as clients wrote them nor any text.
 
 use super::drain::Phase;
+use super::onlooker::{Onlooker, Polled, look_on};
 use super::request_id::RequestId;
 use super::requests::ActiveRequest;
 use super::route::Route;
 use super::state::Shared;
 use crate::auth::Account;
 use crate::metrics::Counted;
-use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, Version, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use http_body::{Frame, SizeHint};
-use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Instant;
 
 /// What clients that leave before their response are counted under.
@@ -52,8 +50,18 @@ impl Notes {
     }
 
     /// The generation that was let in.
-    pub(super) fn set_active(&self, request: &ActiveRequest) {
+    pub(crate) fn set_active(&self, request: &ActiveRequest) {
         self.0.active.get_or_init(|| request.clone());
+    }
+
+    /// The name of the key that was shown.
+    pub(crate) fn key(&self) -> Option<&str> {
+        self.0.account.get().and_then(|account| account.caller().name.as_deref())
+    }
+
+    /// Tokens of the prompt and of the answer, of a generation.
+    pub(crate) fn tokens(&self) -> Option<(u32, u32)> {
+        self.0.active.get().map(ActiveRequest::tokens)
     }
 }
 
@@ -80,7 +88,7 @@ pub(super) async fn log_access(State(log): State<AccessLog>, mut request: Reques
         // Whoever keeps connections must open the next one elsewhere.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    response.map(|body| Body::new(Logged { body, exchange }))
+    response.map(|body| look_on(body, exchange))
 }
 
 impl Exchange {
@@ -100,18 +108,26 @@ impl Exchange {
     }
 }
 
+impl Onlooker for Exchange {
+    fn asked(&mut self, polled: &Polled) {
+        self.is_complete |= matches!(polled, Poll::Ready(None));
+    }
+
+    fn dropped(&mut self, is_at_end: bool) {
+        self.is_complete |= is_at_end;
+    }
+}
+
 impl Drop for Exchange {
     fn drop(&mut self) {
         let elapsed = self.arrived.elapsed();
         let route = self.route.map_or("none", Route::path);
         let Self { method, status, is_complete, .. } = *self;
         self.shared.metrics().http().responded(route, method, status, elapsed);
-        let Found { account, active } = &*self.notes.0;
-        let key = account.get().and_then(|account| account.caller().name.as_deref());
-        let tokens = active.get().map(ActiveRequest::tokens);
+        let key = self.notes.key();
         let request_id = self.id.as_ref().map(|id| &*id.0);
         let ms = elapsed.as_millis() as u64;
-        let (prompt_tokens, output_tokens) = tokens.unzip();
+        let (prompt_tokens, output_tokens) = self.notes.tokens().unzip();
         if self.route.is_some_and(Route::is_probe) {
             tracing::debug!(method, route, status, ms, is_complete, request_id, key, "request");
         } else {
@@ -139,39 +155,5 @@ fn name_of(method: &Method) -> &'static str {
         "HEAD" => "HEAD",
         "OPTIONS" => "OPTIONS",
         _ => "other",
-    }
-}
-
-/// A body at whose end the line is written.
-struct Logged {
-    body: Body,
-    exchange: Exchange,
-}
-
-impl HttpBody for Logged {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        self.exchange.is_complete |= matches!(polled, Poll::Ready(None));
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Logged {
-    fn drop(&mut self) {
-        self.exchange.is_complete |= self.body.is_end_stream();
     }
 }

@@ -1,12 +1,9 @@
 //! What happens on one connection, and when that is too little: no request, or
 //! a response that its client does not read. It watches; closing is not its job.
 
-use axum::body::{Body, Bytes, HttpBody};
-use http_body::{Frame, SizeHint};
+use super::onlooker::{Onlooker, Polled};
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -94,11 +91,6 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// Goes on with the response.
-    pub(super) fn over(self, body: Body) -> Body {
-        Body::new(WatchedBody { body, watched: self })
-    }
-
     fn set_stalled(&self, since: Option<Instant>) {
         self.activity.state().requests.insert(self.number, since);
     }
@@ -112,33 +104,11 @@ impl Drop for Watched {
     }
 }
 
-struct WatchedBody {
-    body: Body,
-    watched: Watched,
-}
-
-impl HttpBody for WatchedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
+impl Onlooker for Watched {
     /// Whoever was given a frame comes back at once unless the client's side is
     /// full; whoever was given nothing waits for us.
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        let has_more = polled.is_ready().then(Instant::now);
-        self.watched.set_stalled(has_more);
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    fn asked(&mut self, polled: &Polled) {
+        self.set_stalled(polled.is_ready().then(Instant::now));
     }
 }
 

@@ -2,6 +2,7 @@
 //! watch over clients that do nothing. It ends by itself, or when it is told to.
 
 use super::activity::{Activity, Patience, Verdict};
+use super::onlooker::look_on;
 use super::tls::Tls;
 use super::{ServerConfig, Shared};
 use axum::Router;
@@ -91,7 +92,7 @@ impl Connections {
         let service = service_fn(|request: hyper::Request<Incoming>| {
             let watched = activity.begin();
             let response = router.call(request.map(Body::new));
-            async move { response.await.map(|response| response.map(|body| watched.over(body))) }
+            async move { response.await.map(|response| response.map(|body| look_on(body, watched))) }
         });
 
         let mut connection = pin!(self.builder.serve_connection(TokioIo::new(stream), service));

@@ -2,20 +2,18 @@
 //! to whoever answers, and holds its place until its response is complete.
 
 use super::access_log::Notes;
+use super::onlooker::{Onlooker, look_on};
 use super::request_id::RequestId;
 use super::requests::ActiveRequest;
 use super::state::{Admission, Shared};
 use crate::auth::Account;
 use crate::openai::OpenAi;
 use axum::Extension;
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use http_body::{Frame, SizeHint};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 /// What the layers before found out of a request.
 type Extensions = (Extension<RequestId>, Extension<Arc<Account>>, Extension<Notes>);
@@ -59,31 +57,8 @@ where
         let seconds = shared.metrics().retry_after_s();
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
-    response.map(|body| Body::new(Held { body, _admission: admission }))
+    response.map(|body| look_on(body, admission))
 }
 
-/// A body that holds its request's place.
-struct Held {
-    body: Body,
-    _admission: Admission,
-}
-
-impl HttpBody for Held {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
+/// A request holds its place until its response is complete.
+impl Onlooker for Admission {}

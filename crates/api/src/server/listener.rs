@@ -4,7 +4,7 @@
 use super::connection::Connections;
 use super::drain::Phase;
 use super::router::router;
-use super::tls::{Tls, TlsError};
+use super::tls::{Protocols, Tls, TlsError};
 use super::{ServerConfig, Shared};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -54,6 +54,9 @@ pub struct Server {
     tls: Option<Arc<Tls>>,
 }
 
+/// What a client may speak over TLS.
+const PROTOCOLS: Protocols = &[b"h2", b"http/1.1"];
+
 /// After an error of the system, which has run out of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -69,7 +72,7 @@ impl Server {
     pub async fn bind(config: ServerConfig, shared: Shared) -> Result<Self, ServeError> {
         let config = Arc::new(config);
         let router = router(&config, &shared)?;
-        let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
+        let tls = config.tls.clone().map(|files| Tls::load(files, PROTOCOLS)).transpose()?.map(Arc::new);
         let address = SocketAddr::new(config.host, config.port);
         let unbound = |source| ServeError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(unbound)?;

@@ -8,6 +8,7 @@ mod connection;
 mod drain;
 mod generations;
 mod listener;
+mod onlooker;
 mod request_id;
 mod requests;
 mod route;
@@ -24,4 +25,7 @@ pub use state::{Admission, Shared, SharedConfig};
 pub use tls::TlsError;
 
 pub(crate) use access_log::Notes;
+pub(crate) use onlooker::{Onlooker, Polled, look_on};
+pub(crate) use request_id::identify;
 pub(crate) use route::Route;
+pub(crate) use tls::{Protocols, Tls};

@@ -43,7 +43,7 @@ fn is_fit(id: &str) -> bool {
 }
 
 /// Gives each request its id, and each response its request's.
-pub(super) async fn identify(mut request: Request, next: Next) -> Response {
+pub(crate) async fn identify(mut request: Request, next: Next) -> Response {
     let id = RequestId::of(request.headers());
     request.extensions_mut().insert(id.clone());
     let mut response = next.run(request).await;

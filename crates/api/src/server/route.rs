@@ -23,13 +23,14 @@ pub(crate) enum Route {
     Health,
     Ready,
     LoadStatus,
+    Cluster,
     Version,
     Metrics,
     OpenApi,
 }
 
 impl Route {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::ChatCompletions,
         Self::Completions,
         Self::Models,
@@ -41,6 +42,7 @@ impl Route {
         Self::Health,
         Self::Ready,
         Self::LoadStatus,
+        Self::Cluster,
         Self::Version,
         Self::Metrics,
         Self::OpenApi,
@@ -61,6 +63,7 @@ impl Route {
             Self::Health => "/health",
             Self::Ready => "/ready",
             Self::LoadStatus => "/v1/load_status",
+            Self::Cluster => "/v1/cluster",
             Self::Version => "/version",
             Self::Metrics => "/metrics",
             Self::OpenApi => "/openapi.json",
@@ -82,6 +85,7 @@ impl Route {
             | Self::Health
             | Self::Ready
             | Self::LoadStatus
+            | Self::Cluster
             | Self::Version
             | Self::Metrics
             | Self::OpenApi => Method::GET,
@@ -111,6 +115,7 @@ impl Route {
             Self::Health => get(status::health),
             Self::Ready => get(status::ready),
             Self::LoadStatus => get(status::load_status),
+            Self::Cluster => get(status::cluster),
             Self::Version => get(status::version),
             Self::Metrics => get(async |State(shared): State<Shared>| shared.metrics().response()),
             Self::OpenApi => get(openapi::document),

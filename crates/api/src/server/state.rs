@@ -8,6 +8,7 @@ use crate::auth::{Account, Keyring, Permit};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::status::{EngineStatus, Served};
+use chorale_coordinator::cluster::ClusterStatus;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -34,6 +35,8 @@ pub struct SharedConfig {
     pub keyring: Keyring,
     /// Generations at a time, waiting ones among them, over all doors.
     pub max_active_requests: usize,
+    /// The cluster that computes, where there is one.
+    pub cluster: Option<watch::Receiver<Arc<ClusterStatus>>>,
 }
 
 #[derive(Debug)]
@@ -44,6 +47,7 @@ struct Parts {
     metrics: Metrics,
     shutdown: Shutdown,
     status: watch::Receiver<EngineStatus>,
+    cluster: Option<watch::Receiver<Arc<ClusterStatus>>>,
 }
 
 /// A generation that was let in. It holds the caller's permit and the request's
@@ -60,12 +64,13 @@ impl Shared {
     /// What there is before the engine is: everything but the engine, whose
     /// status comes through the channel.
     pub fn new(config: SharedConfig, status: watch::Receiver<EngineStatus>) -> Self {
-        let SharedConfig { served_model_names, max_model_len, keyring, max_active_requests } = config;
+        let SharedConfig { served_model_names, max_model_len, keyring, max_active_requests, cluster } =
+            config;
         let model_name = served_model_names.first().map_or("", String::as_str);
         let metrics = Metrics::new(model_name, max_model_len, status.clone());
         let requests = Requests::new(max_active_requests);
         let shutdown = Shutdown::default();
-        Self(Arc::new(Parts { served_model_names, keyring, requests, metrics, shutdown, status }))
+        Self(Arc::new(Parts { served_model_names, keyring, requests, metrics, shutdown, status, cluster }))
     }
 
     /// The names of the model, the first of them its proper one.
@@ -96,6 +101,11 @@ impl Shared {
     /// Where the engine stands. The borrow blocks the engine's side: keep it short.
     pub fn status(&self) -> watch::Ref<'_, EngineStatus> {
         self.0.status.borrow()
+    }
+
+    /// The cluster that computes, where there is one.
+    pub fn cluster(&self) -> Option<&watch::Receiver<Arc<ClusterStatus>>> {
+        self.0.cluster.as_ref()
     }
 
     /// Follows where the engine stands.

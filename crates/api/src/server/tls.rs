@@ -32,6 +32,9 @@ pub enum TlsError {
     },
 }
 
+/// What is spoken within TLS, by the names that ALPN has for it; the best first.
+pub(crate) type Protocols = &'static [&'static [u8]];
+
 /// Files as they were read.
 #[derive(PartialEq, Eq)]
 struct Files {
@@ -40,9 +43,10 @@ struct Files {
     client_ca: Option<Vec<u8>>,
 }
 
-/// The certificates in use.
-pub(super) struct Tls {
+/// The certificates in use at one door.
+pub(crate) struct Tls {
     config: TlsConfig,
+    protocols: Protocols,
     current: RwLock<Current>,
 }
 
@@ -53,19 +57,19 @@ struct Current {
 
 impl Tls {
     /// Reads the files for the first time.
-    pub(super) fn load(config: TlsConfig) -> Result<Self, TlsError> {
+    pub(crate) fn load(config: TlsConfig, protocols: Protocols) -> Result<Self, TlsError> {
         let files = Files::read(&config)?;
-        let acceptor = files.acceptor(&config)?;
-        Ok(Self { current: RwLock::new(Current { files, acceptor }), config })
+        let acceptor = files.acceptor(&config, protocols)?;
+        Ok(Self { current: RwLock::new(Current { files, acceptor }), config, protocols })
     }
 
     /// For the next connection.
-    pub(super) fn acceptor(&self) -> TlsAcceptor {
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
         self.current.read().unwrap_or_else(PoisonError::into_inner).acceptor.clone()
     }
 
     /// Looks again and again whether the files have changed.
-    pub(super) async fn reload(self: Arc<Self>) {
+    pub(crate) async fn reload(self: Arc<Self>) {
         let mut last_error = String::new();
         loop {
             tokio::time::sleep(self.config.reload_interval).await;
@@ -94,7 +98,7 @@ impl Tls {
         if files == self.current.read().unwrap_or_else(PoisonError::into_inner).files {
             return Ok(false);
         }
-        let acceptor = files.acceptor(&self.config)?;
+        let acceptor = files.acceptor(&self.config, self.protocols)?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Current { files, acceptor };
         Ok(true)
     }
@@ -112,7 +116,7 @@ impl Files {
         })
     }
 
-    fn acceptor(&self, config: &TlsConfig) -> Result<TlsAcceptor, TlsError> {
+    fn acceptor(&self, config: &TlsConfig, protocols: Protocols) -> Result<TlsAcceptor, TlsError> {
         let bad = |path: &Path, reason: &dyn std::fmt::Display| TlsError::Content {
             path: path.to_owned(),
             reason: reason.to_string(),
@@ -138,7 +142,7 @@ impl Files {
         };
         let mut server =
             builder.with_single_cert(chain, key).map_err(|error| bad(&config.certificate, &error))?;
-        server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        server.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         Ok(TlsAcceptor::from(Arc::new(server)))
     }
 }

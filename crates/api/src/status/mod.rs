@@ -2,6 +2,7 @@
 //! models, which version, which requests. It answers from what it was told and
 //! changes nothing, but for cancelling a request by its id.
 
+mod cluster;
 mod engine;
 mod models;
 mod probes;
@@ -10,6 +11,7 @@ mod tokenize;
 
 pub use engine::{EngineStatus, LoadStatus, Served};
 
+pub(crate) use cluster::cluster;
 pub(crate) use models::{list as list_models, retrieve as retrieve_model};
 pub(crate) use probes::{health, load_status, ready, version};
 pub(crate) use requests::{cancel as cancel_request, list as list_requests};

@@ -17,7 +17,7 @@ pub(crate) async fn health() -> StatusCode {
 /// What `/ready` and `/v1/load_status` say.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// `loading`, `ready`, `draining` or `failed`.
+    /// `loading`, `ready`, `reforming`, `draining` or `failed`.
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
@@ -65,7 +65,10 @@ fn report(shared: &Shared) -> Report {
         EngineStatus::Ready(served) if served.engine.stats().is_stopped => {
             Report { reason: Some("the engine has stopped".to_owned()), ..plain("failed") }
         }
-        EngineStatus::Ready(_) => plain("ready"),
+        EngineStatus::Ready(served) => match &served.engine.stats().reforming {
+            Some(reforming) => Report { reason: Some(reforming.reason.clone()), ..plain("reforming") },
+            None => plain("ready"),
+        },
         EngineStatus::Failed { reason } => Report { reason: Some(reason.clone()), ..plain("failed") },
     }
 }

@@ -8,7 +8,7 @@ use chorale_api::{
     Drained, EngineStatus, KeySettings, Keyring, LoadStatus, Served, Server, ServerConfig, Shared,
     SharedConfig,
 };
-use chorale_coordinator::{Engine, Executor, ExecutorError, HomeConfig, SchedulerConfig};
+use chorale_coordinator::{Engine, Executor, HomeConfig, SchedulerConfig, StepError};
 use chorale_harmony::{Tokenizer, special};
 use chorale_plan::{Rank, Sample, SequenceId, StepOutput, StepPlan, TokenId};
 use std::collections::HashMap;
@@ -30,9 +30,9 @@ struct Clock {
 }
 
 impl Executor for Clock {
-    async fn step(&mut self, plan: StepPlan) -> Result<StepOutput, ExecutorError> {
+    async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
         let Ok(step) = self.steps.acquire().await else {
-            return Err(ExecutorError { reason: "the clock has stopped".to_owned() });
+            return Err(StepError::Ended { reason: "the clock has stopped".to_owned() });
         };
         step.forget();
         let mut samples = Vec::new();
@@ -119,6 +119,7 @@ impl Setup {
             max_model_len: MAX_MODEL_LEN,
             keyring: Keyring::new(self.keys).unwrap(),
             max_active_requests: self.max_active_requests,
+            cluster: None,
         };
         let shared = Shared::new(shared, follow);
         let server = Server::bind(self.config, shared.clone()).await.unwrap();

@@ -1,6 +1,6 @@
 //! Arguments of `chorale inspect`; what they ask is answered in `inspect`.
 
-use super::{MemoryArgs, ModelArg, WorldArgs};
+use super::{DeviceArgs, MemoryArgs, ModelArg, ParallelArgs};
 use clap::Args;
 
 /// Arguments of `chorale inspect`.
@@ -10,7 +10,9 @@ pub(crate) struct InspectArgs {
     #[command(flatten)]
     pub(crate) model: ModelArg,
     #[command(flatten)]
-    pub(crate) world: WorldArgs,
+    pub(crate) parallel: ParallelArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
     /// Cached tokens that each sequence of a decode step reads

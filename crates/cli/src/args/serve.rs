@@ -1,7 +1,7 @@
 //! Arguments of `chorale serve`: settings throughout, so that a config file can
 //! say all of it.
 
-use super::{MemoryArgs, ModelArg};
+use super::{MemoryArgs, ModelArg, ParallelArgs};
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -12,6 +12,8 @@ use std::path::PathBuf;
 pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) model: ModelArg,
+    #[command(flatten)]
+    pub(crate) parallel: ParallelArgs,
     #[command(flatten)]
     pub(crate) serving: ServingArgs,
     #[command(flatten)]

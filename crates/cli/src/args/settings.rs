@@ -70,16 +70,22 @@ pub(crate) struct MemoryArgs {
     kv_cache_dtype: Option<KvCacheDtype>,
 }
 
-/// How many ranks there are, and what each has.
+/// How many ranks there are.
 #[derive(Debug, Args, Serialize)]
 #[command(next_help_heading = "Ranks")]
-pub(crate) struct WorldArgs {
+pub(crate) struct ParallelArgs {
     /// Ranks of a group, which split the attention of its sequences
     #[arg(long, value_name = "RANKS", allow_negative_numbers = true)]
     tensor_parallel_size: Option<String>,
     /// Groups; the experts are spread over all ranks of all groups
     #[arg(long, value_name = "GROUPS", allow_negative_numbers = true)]
     data_parallel_size: Option<String>,
+}
+
+/// What a rank has.
+#[derive(Debug, Args, Serialize)]
+#[command(next_help_heading = "Ranks")]
+pub(crate) struct DeviceArgs {
     /// Memory of each rank's device, such as 80GiB
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     device_memory: Option<String>,

@@ -8,9 +8,12 @@ use crate::setup::Setup;
 use anyhow::Context;
 use chorale_api::openai::{Limits, SystemDate};
 use chorale_api::{GrpcConfig, KeySettings, Keyring, ServerConfig, SharedConfig, TlsConfig};
+use chorale_coordinator::cluster::ClusterStatus;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// A context of 131,072 tokens is some 600 KB of text; tools and schemas come on top.
 const MAX_BODY_BYTES: usize = 16 << 20;
@@ -33,7 +36,11 @@ const MAX_TOOLS: usize = 128;
 const LONE_KEY: &str = "default";
 
 /// What all doors share.
-pub(super) fn shared(setup: &Setup, described: &Described) -> anyhow::Result<SharedConfig> {
+pub(super) fn shared(
+    setup: &Setup,
+    described: &Described,
+    cluster: Option<watch::Receiver<Arc<ClusterStatus>>>,
+) -> anyhow::Result<SharedConfig> {
     let settings = &setup.config;
     let name = settings.served_model_name.clone().unwrap_or_else(|| described.name.clone());
     // The model's own name works, too, under whichever it is served.
@@ -45,7 +52,9 @@ pub(super) fn shared(setup: &Setup, described: &Described) -> anyhow::Result<Sha
         served_model_names: names,
         max_model_len: described.max_model_len as u32,
         keyring: keyring(setup)?,
-        max_active_requests: settings.max_waiting_requests + settings.max_num_seqs,
+        max_active_requests: settings.max_waiting_requests
+            + settings.max_num_seqs * settings.data_parallel_size,
+        cluster,
     })
 }
 

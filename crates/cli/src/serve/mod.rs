@@ -1,17 +1,21 @@
 //! `chorale serve`: opens the doors, loads the model behind them, and lets go in
 //! order when it is told to.
 
-mod banner;
+pub(crate) mod banner;
+pub(crate) mod begin;
 mod doors;
-mod load;
+pub(crate) mod load;
 mod local;
-mod room;
-mod signals;
+pub(crate) mod room;
+pub(crate) mod signals;
 
+use crate::cluster::Coordinator;
 use crate::exit::UsageError;
 use crate::setup::Setup;
 use anyhow::Context;
+use banner::Ready;
 use chorale_api::{EngineStatus, GrpcServer, LoadStatus, Server, Shared, Shutdown};
+use std::pin::Pin;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -21,30 +25,49 @@ const ASYNC_THREADS: usize = 2;
 /// After the doors are closed: for what is still on its way, such as a step.
 const LAST_TASKS_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Where the ranks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ranks {
+    /// In this process: `chorale serve`.
+    Local,
+    /// In workers that join: `chorale coordinator`.
+    Cluster,
+}
+
 /// Runs the command.
-pub(crate) fn run(setup: &Setup) -> anyhow::Result<()> {
+pub(crate) fn run(setup: &Setup, ranks: Ranks) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(ASYNC_THREADS)
         .thread_name("serve")
         .enable_all()
         .build()?;
-    let served = runtime.block_on(serve(setup));
+    let served = runtime.block_on(serve(setup, ranks));
     runtime.shutdown_timeout(LAST_TASKS_TIMEOUT);
     served
 }
 
-async fn serve(setup: &Setup) -> anyhow::Result<()> {
-    crate::engine::refuse_unhonoured(&setup.config)?;
-    let (tell, status) = watch::channel(EngineStatus::Loading(LoadStatus::new(1)));
+async fn serve(setup: &Setup, ranks: Ranks) -> anyhow::Result<()> {
+    crate::engine::refuse_kv_dtype(&setup.config)?;
+    let num_ranks = (setup.config.tensor_parallel_size * setup.config.data_parallel_size) as u32;
+    let (tell, status) = watch::channel(EngineStatus::Loading(LoadStatus::new(num_ranks)));
     let described = load::describe(setup)?;
-    let shared = Shared::new(doors::shared(setup, &described)?, status);
+    let cluster = match ranks {
+        Ranks::Local => None,
+        Ranks::Cluster => Some(Coordinator::open(setup, &described).await?),
+    };
+    let watch = cluster.as_ref().map(Coordinator::watch);
+    let shared = Shared::new(doors::shared(setup, &described, watch)?, status);
     let http = Server::bind(doors::http(setup)?, shared.clone()).await?;
     let grpc = GrpcServer::bind(doors::grpc(setup)?, shared.clone()).await?;
     let addresses = banner::Addresses { http: http.url(), grpc: grpc.address() };
     tracing::info!(http = addresses.http, grpc = %addresses.grpc, model = described.name, "listening");
-    let is_told = signals::follow(shared.shutdown().clone())?;
+    let (first, then) = (shared.shutdown().clone(), shared.shutdown().clone());
+    let is_told = signals::follow(move || first.begin(), move || then.now())?;
 
-    let loading = load::start(setup, described, shared.clone(), tell)?;
+    let loading: Pin<Box<dyn Future<Output = anyhow::Result<Ready>>>> = match cluster {
+        None => Box::pin(load::start(setup, described, shared.clone(), tell)?),
+        Some(cluster) => Box::pin(cluster.start(setup.clone(), described, shared.clone(), tell)),
+    };
     let doors = async {
         let (http, grpc) = tokio::join!(http.run(), grpc.run());
         grpc.map(|grpc| http.num_cut + grpc.num_cut)

@@ -7,40 +7,37 @@ use chorale_model::Room;
 use chorale_model::config::ModelConfig;
 
 /// Keys and values on the CPU are f32.
-const BYTES_PER_VALUE: u64 = 4;
+pub(crate) const BYTES_PER_VALUE: u64 = 4;
 
 /// Without a setting, the share of the memory that is left beside the weights.
 const SHARE_OF_AVAILABLE: f64 = 0.5;
 
 /// Without a setting, never more: nobody expects a trial to take all there is.
-const BYTES_MAX_DEFAULT: u64 = 8 << 30;
+pub(crate) const BYTES_MAX_DEFAULT: u64 = 8 << 30;
 
 /// If the system does not tell what it has.
 const BYTES_DEFAULT: u64 = 1 << 30;
 
 /// What the cache is sized by.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted {
-    pub(super) kv_cache_bytes: u64,
-    pub(super) max_model_len: usize,
-    pub(super) max_num_seqs: usize,
-    pub(super) max_batch_tokens: usize,
-    pub(super) block_size: usize,
+pub(crate) struct Wanted {
+    pub(crate) kv_cache_bytes: u64,
+    pub(crate) max_model_len: usize,
+    pub(crate) max_num_seqs: usize,
+    pub(crate) max_batch_tokens: usize,
+    pub(crate) block_size: usize,
 }
 
 /// Pages of both pools for what is wanted. Sliding layers hold a window for
 /// each sequence and the slices of a step, and as much again for prefixes that
 /// may come back; full layers take the rest.
 pub(super) fn room(config: &ModelConfig, wanted: &Wanted) -> Result<Room, UsageError> {
-    let Wanted { max_num_seqs, max_batch_tokens, block_size, .. } = *wanted;
+    let Wanted { max_num_seqs, block_size, .. } = *wanted;
     let num_sliding_layers = config.windows.iter().flatten().count() as u64;
     let num_full_layers = config.windows.len() as u64 - num_sliding_layers;
     let page_bytes = 2 * (config.num_key_value_heads * config.head_dim * block_size) as u64 * BYTES_PER_VALUE;
 
-    let pages_max = (max_num_seqs * wanted.max_model_len.div_ceil(block_size)) as u64;
-    let window_pages = config.window().map_or(0, |window| (window as usize).div_ceil(block_size) + 1);
-    let span = max_num_seqs * window_pages + max_batch_tokens.div_ceil(block_size) + max_num_seqs;
-    let num_sliding = if num_sliding_layers == 0 { 0 } else { (2 * span as u64).min(pages_max) };
+    let (pages_max, num_sliding) = (wanted.num_pages_max(), wanted.num_sliding_pages(config));
     let sliding_bytes = num_sliding * num_sliding_layers * page_bytes;
 
     let longest = wanted.max_model_len.div_ceil(block_size) as u64;
@@ -60,14 +57,31 @@ pub(super) fn room(config: &ModelConfig, wanted: &Wanted) -> Result<Room, UsageE
     };
     Ok(Room {
         limits: BatchLimits {
-            max_rows: max_batch_tokens,
+            max_rows: wanted.max_batch_tokens,
             max_slices: max_num_seqs,
             max_logit_rows: max_num_seqs,
         },
+        num_homes: 1,
         block_size,
         num_full_blocks: num_full as usize,
         num_sliding_blocks: num_sliding as usize,
     })
+}
+
+impl Wanted {
+    /// Pages that all sequences take when each is as long as it may be.
+    pub(crate) fn num_pages_max(&self) -> u64 {
+        (self.max_num_seqs * self.max_model_len.div_ceil(self.block_size)) as u64
+    }
+
+    /// Pages of the sliding layers.
+    pub(crate) fn num_sliding_pages(&self, config: &ModelConfig) -> u64 {
+        let Some(window) = config.window() else { return 0 };
+        let window_pages = (window as usize).div_ceil(self.block_size) + 1;
+        let slices = self.max_batch_tokens.div_ceil(self.block_size) + self.max_num_seqs;
+        let span = self.max_num_seqs * window_pages + slices;
+        (2 * span as u64).min(self.num_pages_max())
+    }
 }
 
 /// The default size of the cache: half of what is free beside the weights.
@@ -78,7 +92,7 @@ pub(super) fn kv_cache_bytes_default(weight_bytes: u64) -> u64 {
 }
 
 /// Memory that can be had without swapping, where the kernel tells.
-fn available_bytes() -> Option<u64> {
+pub(crate) fn available_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
@@ -87,7 +101,7 @@ fn available_bytes() -> Option<u64> {
 /// The longest sequence that the default cache has room for beside the windows
 /// of all sequences: a context that does not fit is cut rather than refused,
 /// unless the user asked for it.
-pub(super) fn max_model_len_that_fits(config: &ModelConfig, wanted: &Wanted) -> usize {
+pub(crate) fn max_model_len_that_fits(config: &ModelConfig, wanted: &Wanted) -> usize {
     let mut len = wanted.max_model_len;
     while len > wanted.block_size && room(config, &Wanted { max_model_len: len, ..*wanted }).is_err() {
         len /= 2;

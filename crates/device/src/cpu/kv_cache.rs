@@ -23,7 +23,10 @@ impl KvCache {
         assert!(shape.head_dim.is_multiple_of(2) && shape.block_size > 0);
         let layers = shape.windows.iter().map(|window| {
             let pages = if window.is_some() { shape.num_sliding_blocks } else { shape.num_full_blocks };
-            let len = pages * shape.num_kv_heads * shape.block_size * shape.head_dim;
+            // Too much to count is too much to have.
+            let len = [shape.num_kv_heads, shape.block_size, shape.head_dim]
+                .iter()
+                .fold(pages, |len, factor| len.saturating_mul(*factor));
             Ok(Layer { keys: super::zeros(len)?, values: super::zeros(len)? })
         });
         Ok(Self { shape: shape.clone(), layers: layers.collect::<Result<_, _>>()? })

@@ -18,6 +18,9 @@ pub(super) fn matmul(weights: &Linear, inputs: &Inputs<'_>, scratch: &mut Vec<f3
     assert_eq!(inputs.cols, weights.cols, "inputs as wide as the weights");
     let (num_rows, num_inputs) = (weights.num_rows(), inputs.len());
     assert_eq!(out.len(), num_rows * num_inputs);
+    if num_inputs == 0 {
+        return;
+    }
     if num_inputs == 1 {
         multiply_rows(weights, inputs, out);
         return;

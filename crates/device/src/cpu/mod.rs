@@ -15,7 +15,7 @@ mod sample;
 mod weights;
 
 use crate::columns::Columns;
-use crate::device::{BatchLimits, Device, Drawn, KvShape, RopeParams, Routed};
+use crate::device::{BatchLimits, Choice, Device, Drawn, ExpertOrigin, KvShape, RopeParams, Routed};
 use crate::weights::{DenseSource, ExpertsSource};
 use attention::Attention;
 use bytes::Bytes;
@@ -157,6 +157,15 @@ impl Device for Cpu {
 
     fn experts(&mut self, source: ExpertsSource) -> Result<Experts, CpuError> {
         Ok(Experts::new(source))
+    }
+
+    fn regroup_experts(
+        &mut self,
+        held: &Experts,
+        order: &[ExpertOrigin],
+        added: ExpertsSource,
+    ) -> Result<Experts, CpuError> {
+        Ok(held.regroup(order, Experts::new(added)))
     }
 
     fn matrix(&mut self, max_rows: usize, cols: usize) -> Result<Matrix, CpuError> {
@@ -301,6 +310,11 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn group_choices(&mut self, choices: &[Choice], groups: &mut Groups) -> Result<(), CpuError> {
+        groups.sort_choices(choices);
+        Ok(())
+    }
+
     fn run_experts(
         &mut self,
         rows: &Matrix,
@@ -355,6 +369,12 @@ impl Device for Cpu {
         let rows = logits.values.par_chunks_exact(logits.cols);
         let draw = || rows.zip(draws).map(|(row, draw)| sample::draw(row, draw)).collect();
         *samples = self.pool.install(draw);
+        Ok(())
+    }
+
+    fn write(&mut self, values: &[f32], matrix: &mut Matrix) -> Result<(), CpuError> {
+        assert_eq!(values.len() % matrix.cols, 0, "whole rows of {} values", matrix.cols);
+        matrix.set_rows(values.len() / matrix.cols).copy_from_slice(values);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Which experts a row goes to, and the rows of each expert.
 
-use crate::device::Routed;
+use crate::device::{Choice, Routed};
 use std::ops::Range;
 
 /// The chosen experts of each row.
@@ -72,10 +72,24 @@ impl Groups {
         }
     }
 
-    /// A counting sort: stable, so rows stay in order within a group.
+    /// Groups the rows of a routing; slots are its choices.
     pub(super) fn sort(&mut self, routing: &Routing) {
-        let local_of = |choice: &Routed| self.local.get(choice.expert as usize).copied().flatten();
-        let targets: Vec<Option<usize>> = routing.choices.iter().map(local_of).collect();
+        let choices = routing.choices.iter().enumerate();
+        let choices = choices.map(|(slot, choice)| ((slot / routing.top_k) as u32, choice.expert));
+        self.sort_slots(choices.collect());
+    }
+
+    /// Groups the rows of a list; slots are its places.
+    pub(super) fn sort_choices(&mut self, choices: &[Choice]) {
+        self.sort_slots(choices.iter().map(|choice| (choice.row, choice.expert)).collect());
+        assert!(self.slots.iter().all(Option::is_some), "every chosen expert is here");
+    }
+
+    /// A counting sort of slots, each a row and its expert: stable, so rows stay
+    /// in order within a group.
+    fn sort_slots(&mut self, slots: Vec<(u32, u32)>) {
+        let local_of = |expert: u32| self.local.get(expert as usize).copied().flatten();
+        let targets: Vec<Option<usize>> = slots.iter().map(|&(_, expert)| local_of(expert)).collect();
 
         self.offsets.fill(0);
         for &group in targets.iter().flatten() {
@@ -90,11 +104,11 @@ impl Groups {
         self.slots.clear();
         self.slots.resize(targets.len(), None);
         let mut next = self.offsets.clone();
-        for (slot, group) in targets.into_iter().enumerate() {
+        for (slot, (group, (row, _))) in targets.into_iter().zip(slots).enumerate() {
             let Some(group) = group else { continue };
             let index = next[group];
             next[group] += 1;
-            self.rows[index] = (slot / routing.top_k) as u32;
+            self.rows[index] = row;
             self.groups[index] = group;
             self.slots[slot] = Some(index);
         }
@@ -159,6 +173,18 @@ mod tests {
     fn logits_that_are_not_numbers_do_not_panic() {
         let routing = routing(&[f32::NAN, 1.0, f32::INFINITY, f32::NEG_INFINITY], 4, 4);
         assert_eq!(first(&routing).len(), 4);
+    }
+
+    #[test]
+    fn a_list_of_choices_names_rows_and_slots_itself() {
+        let mut groups = Groups::new(&[2, 0]);
+        let choice = |row, expert| Choice { row, expert };
+        groups.sort_choices(&[choice(4, 0), choice(1, 2), choice(4, 2), choice(0, 0)]);
+        assert_eq!(groups.rows_of(0), [1, 4], "expert 2");
+        assert_eq!(groups.rows_of(1), [4, 0], "expert 0, in the order of the list");
+        assert_eq!(groups.index_of_slot(3), Some(3));
+        groups.sort_choices(&[]);
+        assert_eq!((groups.num_slots(), groups.rows_of(1).len()), (0, 0));
     }
 
     #[test]

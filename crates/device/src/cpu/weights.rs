@@ -2,9 +2,11 @@
 //! bytes, decoded row by row where they are used. Nothing is copied but norms,
 //! sinks and biases, which are small and read as f32.
 
+use crate::device::ExpertOrigin;
 use crate::mxfp4::{BLOCK, BLOCK_BYTES, decode_scale, element_bits};
 use crate::weights::{DenseSource, ExpertsSource, Mxfp4Source};
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// A bf16 matrix in runs of rows.
 #[derive(Debug)]
@@ -72,11 +74,11 @@ pub(super) struct Mxfp4 {
     experts: Vec<Expert>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Expert {
     blocks: Bytes,
     scales: Bytes,
-    bias: Vec<f32>,
+    bias: Arc<[f32]>,
 }
 
 impl Experts {
@@ -87,6 +89,15 @@ impl Experts {
             gate_up: Mxfp4::new(source.gate_up),
             down: Mxfp4::new(source.down),
             swiglu_limit: source.swiglu_limit,
+        }
+    }
+
+    /// Some of these and some that are added, in a given order. Weights are views: nothing is copied.
+    pub(super) fn regroup(&self, order: &[ExpertOrigin], added: Self) -> Self {
+        Self {
+            gate_up: self.gate_up.regroup(order, &added.gate_up),
+            down: self.down.regroup(order, &added.down),
+            swiglu_limit: added.swiglu_limit,
         }
     }
 }
@@ -102,9 +113,18 @@ impl Mxfp4 {
             assert!(bias.is_empty() || bias.len() == num_rows, "a bias for each row");
             touch(&part.blocks);
             touch(&part.scales);
-            Expert { blocks: part.blocks, scales: part.scales, bias }
+            Expert { blocks: part.blocks, scales: part.scales, bias: bias.into() }
         });
         Self { num_rows, cols, experts: experts.collect() }
+    }
+
+    fn regroup(&self, order: &[ExpertOrigin], added: &Self) -> Self {
+        assert_eq!((self.num_rows, self.cols), (added.num_rows, added.cols), "experts of one layer");
+        let experts = order.iter().map(|origin| match *origin {
+            ExpertOrigin::Held(index) => self.experts[index].clone(),
+            ExpertOrigin::Added(index) => added.experts[index].clone(),
+        });
+        Self { num_rows: self.num_rows, cols: self.cols, experts: experts.collect() }
     }
 
     /// The matrix of one local expert.

@@ -5,14 +5,14 @@ use crate::{assert_close, cpu, upload};
 use chorale_device::{Device, ExpertsSource, Mxfp4Source};
 
 /// A layer of experts, and what it computes.
-struct Layer {
-    source: ExpertsSource,
+pub(crate) struct Layer {
+    pub(crate) source: ExpertsSource,
     gate_up: Vec<(Rows, Vec<f64>)>,
     down: Vec<(Rows, Vec<f64>)>,
 }
 
 impl Layer {
-    fn random(random: &mut Random, local: &[u32], hidden: usize, intermediate: usize) -> Self {
+    pub(crate) fn random(random: &mut Random, local: &[u32], hidden: usize, intermediate: usize) -> Self {
         let mut matrices = |rows: usize, cols: usize| {
             let (mut parts, mut values) = (Vec::new(), Vec::new());
             for _ in local {
@@ -107,7 +107,7 @@ fn experts_spread_over_two_devices_give_the_same_bits() {
     }
 }
 
-fn route<D: Device>(
+pub(crate) fn route<D: Device>(
     device: &mut D,
     random: &mut Random,
     input: &D::Matrix,

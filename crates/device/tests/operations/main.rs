@@ -5,8 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 mod attention;
+mod empty;
 mod experts;
 mod fixtures;
+mod host;
 mod reference;
 mod rows;
 

@@ -46,7 +46,7 @@ impl<'r> Fields<'r> {
 
     /// Takes all words of a segment.
     pub(super) fn segment(&mut self, marker: Marker, text: &str) {
-        self.expects_recipient = false;
+        self.end_recipient();
         let mut is_named = false;
         if marker == Marker::Constrain && text.trim().is_empty() {
             self.set_content_type("");
@@ -75,6 +75,13 @@ impl<'r> Fields<'r> {
             None => return false,
         }
         true
+    }
+
+    /// Nothing more comes after a `to=`. That it is dropped is counted.
+    fn end_recipient(&mut self) {
+        if std::mem::take(&mut self.expects_recipient) {
+            self.repairs.add(Repair::StrayHeaderText);
+        }
     }
 
     /// Takes the word that the marker announced.
@@ -163,6 +170,7 @@ impl<'r> Fields<'r> {
 
     /// The header and the words that found no place in it.
     pub(super) fn complete(mut self) -> (Header, String) {
+        self.end_recipient();
         // One word alone is a content type without its marker; more are prose.
         if self.content_type.is_none() && self.stray.len() == 1 {
             self.content_type = self.stray.pop().map(|name| ContentType { constrained: false, name });

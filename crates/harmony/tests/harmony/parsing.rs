@@ -287,6 +287,18 @@ fn words_too_many_in_a_header_do_not_spoil_the_arguments() {
 }
 
 #[test]
+fn a_recipient_that_does_not_come_is_counted() {
+    for header in [
+        "to=<|channel|>final",
+        "<|channel|>final to=<|constrain|>json",
+        "<|channel|>final to=",
+        "<|channel|>final <|constrain|>json to= ",
+    ] {
+        check(&format!("{header}<|message|>x<|return|>"), &["content: x", "StrayHeaderText 1"]);
+    }
+}
+
+#[test]
 fn prose_in_a_header_calls_nothing() {
     check(
         "<|channel|>final As of v1.0, e.g. python<|message|>x<|return|>",

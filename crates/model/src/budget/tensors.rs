@@ -130,8 +130,8 @@ impl Place {
 
     /// What the rank asks a checkpoint for.
     pub(super) fn spec(self, config: &ModelConfig) -> ShardSpec {
-        let experts = self.of_world(config.num_experts).map(|expert| expert as u32).collect();
-        ShardSpec { group: self.split(), experts, attention: true }
+        let experts: Vec<u32> = self.of_world(config.num_experts).map(|expert| expert as u32).collect();
+        ShardSpec { group: self.split(), experts: vec![experts; config.num_layers()], attention: true }
     }
 
     fn split(self) -> Split {

@@ -129,6 +129,10 @@ impl Tensor {
         self.bytes.slice(rows.start * row_bytes..rows.end * row_bytes)
     }
 
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     pub(super) fn num_bytes(&self) -> usize {
         self.bytes.len()
     }

@@ -113,7 +113,10 @@ fn a_poisoned_expert_hurts_only_the_rank_that_loads_it() {
     let copy = Copy::of("a-small");
     copy.edit_tensor(FIRST, SCALES, |bytes| bytes[2 * 384] = 255);
     let checkpoint = copy.open().unwrap();
-    let with = |experts: Vec<u32>| ShardSpec { experts, ..ShardSpec::whole(checkpoint.config()) };
+    let with = |experts: Vec<u32>| ShardSpec {
+        experts: vec![experts; checkpoint.config().num_layers()],
+        ..ShardSpec::whole(checkpoint.config())
+    };
     checkpoint.layer(1, &with(vec![0, 1, 3, 7])).unwrap();
     assert!(checkpoint.layer(1, &with(vec![0, 2])).is_err());
 }

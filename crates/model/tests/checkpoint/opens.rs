@@ -26,7 +26,7 @@ pub(crate) fn contents(checkpoint: &Checkpoint, spec: &ShardSpec) -> Vec<(String
                 add(format!("{layer}.{name}"), bytes);
             }
         } else {
-            for (name, bytes) in expert_views(&checkpoint.experts(layer, spec).unwrap()) {
+            for (name, bytes) in expert_views(&checkpoint.experts(layer, &spec.experts[layer]).unwrap()) {
                 add(format!("{layer}.{name}"), bytes);
             }
         }
@@ -182,6 +182,17 @@ fn without_attention_bias_there_are_no_biases() {
     let checkpoint = copy.open().unwrap();
     let layer = checkpoint.layer(0, &ShardSpec::whole(checkpoint.config())).unwrap();
     assert!(layer.qkv.parts.iter().chain(&layer.output.parts).all(|part| part.bias.is_none()));
+}
+
+#[test]
+fn fingerprints_tell_weights_apart() {
+    let copy = Copy::of("a-small");
+    let before = copy.open().unwrap().fingerprint();
+    copy.edit_tensor("model-00001-of-00002.safetensors", "model.layers.0.self_attn.o_proj.weight", |bytes| {
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+    });
+    assert_ne!(before, copy.open().unwrap().fingerprint());
 }
 
 #[test]

@@ -19,7 +19,8 @@ pub(crate) fn check_parts_make_the_whole(checkpoint: &Checkpoint, count: usize) 
     let mut joined: BTreeMap<(String, usize), Vec<u8>> = BTreeMap::new();
     for index in 0..count {
         // Experts are dealt out like cards, so that a rank's are not contiguous.
-        let experts = all.experts.iter().copied().skip(index).step_by(count).collect();
+        let deal = |experts: &Vec<u32>| experts.iter().copied().skip(index).step_by(count).collect();
+        let experts = all.experts.iter().map(deal).collect();
         let spec = ShardSpec { group: Split { index, count }, experts, attention: true };
         let mut seen = BTreeMap::new();
         let part = contents(checkpoint, &spec);
@@ -32,7 +33,7 @@ pub(crate) fn check_parts_make_the_whole(checkpoint: &Checkpoint, count: usize) 
             if WHOLE.contains(&short) || WHOLE.contains(&name.as_str()) {
                 joined.insert((name, place), bytes);
             } else if short.starts_with("gate_up") || short.starts_with("down") {
-                joined.insert((name, spec.experts[place] as usize), bytes);
+                joined.insert((name, spec.experts[0][place] as usize), bytes);
             } else {
                 joined.entry((name, place)).or_default().extend(bytes);
             }
@@ -60,7 +61,9 @@ fn parts_make_the_whole() {
 fn uneven_runs_follow_the_key_value_heads() {
     let (_dir, checkpoint) = Geometry { kv_heads: 5, vocab: 23, ..Geometry::SMALL }.hugging_face();
     let config = checkpoint.config();
-    let spec = |index| ShardSpec { group: Split { index, count: 3 }, experts: vec![4, 1], attention: true };
+    let experts = vec![vec![4, 1]; config.num_layers()];
+    let spec =
+        |index| ShardSpec { group: Split { index, count: 3 }, experts: experts.clone(), attention: true };
     let ranges = |index| {
         let spec = spec(index);
         (
@@ -90,17 +93,17 @@ fn uneven_runs_follow_the_key_value_heads() {
 #[test]
 fn experts_come_in_the_order_that_is_asked_for() {
     let (_dir, checkpoint) = Geometry::SMALL.hugging_face();
-    let whole = checkpoint.experts(0, &ShardSpec::whole(checkpoint.config())).unwrap();
-    let spec = ShardSpec { group: Split::WHOLE, experts: vec![3, 0], attention: false };
-    let some = checkpoint.experts(0, &spec).unwrap();
+    let whole = checkpoint.experts(0, &[0, 1, 2, 3, 4]).unwrap();
+    let spec = ShardSpec { group: Split::WHOLE, experts: vec![vec![3, 0], vec![1]], attention: false };
+    let some = checkpoint.experts(0, &spec.experts[0]).unwrap();
     for (local, global) in [3, 0].into_iter().enumerate() {
         assert_eq!(some.gate_up.experts[local].blocks, whole.gate_up.experts[global].blocks);
         assert_eq!(some.down.experts[local].scales, whole.down.experts[global].scales);
         assert_eq!(some.down.experts[local].bias, whole.down.experts[global].bias);
     }
-    let none = ShardSpec { experts: Vec::new(), ..spec.clone() };
+    let none = ShardSpec { experts: vec![Vec::new(); 2], ..spec.clone() };
     assert_eq!(checkpoint.shard_size(&none).unwrap(), Default::default());
-    assert_eq!(checkpoint.shard_size(&spec).unwrap().num_views, 2 * 2 * 2 * 3);
+    assert_eq!(checkpoint.shard_size(&spec).unwrap().num_views, (2 + 1) * 2 * 3);
 }
 
 #[test]
@@ -108,7 +111,7 @@ fn impossible_shards_are_refused_with_the_reason() {
     let (_dir, checkpoint) = Geometry::SMALL.hugging_face();
     let whole = ShardSpec::whole(checkpoint.config());
     let group = |index, count| ShardSpec { group: Split { index, count }, ..whole.clone() };
-    let experts = |experts: &[u32]| ShardSpec { experts: experts.to_vec(), ..whole.clone() };
+    let experts = |experts: &[u32]| ShardSpec { experts: vec![experts.to_vec(); 2], ..whole.clone() };
     for (spec, says) in [
         (group(0, 4), "a group of 4 ranks is too large: the model has 3 key-value heads"),
         (group(3, 3), "rank 3 is outside of its group of 3"),
@@ -116,6 +119,7 @@ fn impossible_shards_are_refused_with_the_reason() {
         (experts(&[5]), "expert 5 is asked for, the model has 5"),
         (experts(&[u32::MAX]), "expert 4294967295 is asked for"),
         (experts(&[1, 2, 1]), "expert 1 is asked for twice"),
+        (ShardSpec { experts: vec![vec![0]], ..whole.clone() }, "experts of 1 layers are asked for"),
         (ShardSpec { attention: false, ..whole.clone() }, "a rank without attention holds experts only"),
     ] {
         let error = checkpoint.layer(0, &spec).unwrap_err();

@@ -91,6 +91,8 @@ fn operation() -> impl Strategy<Value = Operation> {
         4 => (0usize..8).prop_map(Operation::Cancel),
         4 => (1u64..60).prop_map(Operation::Wait),
         1 => Just(Operation::Uncompute),
+        2 => (0usize..8).prop_map(Operation::Hold),
+        1 => (0usize..8).prop_map(Operation::Release),
         1 => homes(1..=3).prop_map(Operation::Rehome),
     ]
 }

@@ -23,6 +23,9 @@ pub(crate) enum Operation {
     Cancel(usize),
     Wait(u64),
     Uncompute,
+    /// The n-th of those that live.
+    Hold(usize),
+    Release(usize),
     Rehome(Vec<HomeConfig>),
 }
 
@@ -110,6 +113,16 @@ impl World {
                 self.scheduler.uncompute_all();
                 self.lose();
             }
+            Operation::Hold(index) => {
+                if let Some(&id) = self.live.keys().nth(index) {
+                    self.scheduler.hold(id);
+                }
+            }
+            Operation::Release(index) => {
+                if let Some(&id) = self.live.keys().nth(index) {
+                    self.scheduler.release(id);
+                }
+            }
             Operation::Rehome(homes) => {
                 self.config.homes = homes.clone();
                 let ended = self.scheduler.rehome(homes).unwrap();
@@ -122,6 +135,9 @@ impl World {
 
     /// Runs until all sequences are over.
     pub(crate) fn drain(&mut self) {
+        for &id in self.live.keys() {
+            self.scheduler.release(id);
+        }
         for _ in 0..20_000 {
             let is_idle = self.in_flight.is_empty();
             let planned = self.schedule();

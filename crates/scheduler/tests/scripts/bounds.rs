@@ -109,6 +109,25 @@ fn homes_that_became_too_small_end_what_they_cannot_hold() {
 }
 
 #[test]
+fn a_held_sequence_waits_until_it_is_released_and_may_end_before() {
+    let mut play = Play::new(config(&[32]));
+    play.play("3+2 3+2 3+2");
+    let ids = [0, 1, 2].map(chorale_plan::SequenceId);
+    assert!(play.scheduler.hold(ids[0]) && play.scheduler.hold(ids[1]));
+    assert!(!play.scheduler.hold(ids[0]), "it is held already");
+    assert_eq!(play.stats().num_waiting(), 3);
+    play.play("; ;");
+    assert!(!play.scheduler.hold(ids[2]), "it is over");
+    assert!(play.scheduler.cancel(ids[0]).is_some());
+    play.scheduler.check_invariants();
+    assert!(play.scheduler.schedule(0).is_none(), "nobody is left who is not held");
+    play.scheduler.uncompute_all();
+    assert!(play.scheduler.schedule(0).is_none());
+    play.scheduler.release(ids[1]);
+    play.run("");
+}
+
+#[test]
 fn stats_say_who_waits_and_why() {
     let mut play = Play::new(pages(5, 64));
     play.play("7+8 7+8 ; ; ; 13+1 ;");

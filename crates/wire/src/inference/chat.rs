@@ -1,9 +1,9 @@
 //! The chat level's request as plain data: each message has what its role may
 //! have and nothing else. How it is put to the model is not decided here.
 
-use super::field::{InvalidField, absent, filled, json_object, known, name, present, unless_empty};
 use super::sampling::{Handling, Limits, Sampling, num_choices, num_top_logprobs, optional};
 use super::v1;
+use crate::field::{InvalidField, absent, filled, json_object, known, name, present, unless_empty};
 use serde_json::{Map, Value};
 use std::num::NonZeroU32;
 

@@ -1,9 +1,9 @@
 //! The token level's request as plain data. Whether a token is in the
 //! vocabulary is not known here.
 
-use super::field::{InvalidField, filled, present, unless_empty};
 use super::sampling::{Handling, Limits, Sampling, num_choices, num_top_logprobs, optional};
 use super::v1;
+use crate::field::{InvalidField, filled, present, unless_empty};
 use chorale_plan::TokenId;
 use std::num::NonZeroU32;
 

@@ -2,8 +2,8 @@
 //! limits and handling. Each field is in its range afterwards; defaults are
 //! not filled in, for the server has them.
 
-use super::field::{InvalidField, at_most, filled, in_range, positive, short};
 use super::v1;
+use crate::field::{InvalidField, at_most, filled, in_range, positive, short};
 use chorale_plan::TokenId;
 use std::num::NonZeroU32;
 

@@ -2,8 +2,8 @@
 //! the tokenizer. Whether a request or a model exists is not known here.
 
 use super::chat::Chat;
-use super::field::{InvalidField, filled, in_range, present, unless_empty};
 use super::v1;
+use crate::field::{InvalidField, filled, in_range, present, unless_empty};
 use chorale_plan::TokenId;
 use std::time::Duration;
 

@@ -1,12 +1,9 @@
-//! Models, the tokenizer, keys and TLS.
+//! Models, the tokenizer, keys and connections.
 
 use super::world::{CONTEXT, Client, Setup, ask, chat, tokens};
 use crate::auth::KeySettings;
-use crate::server::TlsConfig;
-use chorale_wire::inference::v1::{self, inference_client::InferenceClient};
-use std::time::Duration;
+use chorale_wire::inference::v1;
 use tonic::metadata::MetadataValue;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request};
 
 const ANSWER: &str = "<|channel|>final<|message|>Yes.<|return|>";
@@ -73,33 +70,6 @@ async fn keys_are_asked_for_and_callers_see_only_their_own() {
     let refused = client.cancel(with_key(cancel.clone(), "sk-b")).await.unwrap_err();
     assert_eq!(refused.code(), Code::NotFound);
     client.cancel(with_key(cancel, "sk-a")).await.unwrap();
-}
-
-#[tokio::test]
-async fn tls_is_spoken_where_it_is_configured() {
-    let issued = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
-    std::fs::write(&certificate, issued.cert.pem()).unwrap();
-    std::fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
-    let reload_interval = Duration::from_secs(60);
-    let tls = TlsConfig { certificate, key, client_ca: None, reload_interval };
-
-    let mut setup = Setup::new(&[ANSWER]);
-    setup.config.tls = Some(tls);
-    let world = setup.serve().await;
-    let endpoint = Endpoint::from_shared(format!("https://{}", world.address)).unwrap();
-    let trusted = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(issued.cert.pem()))
-        .domain_name("localhost");
-    let channel = endpoint.tls_config(trusted).unwrap().connect().await.unwrap();
-    assert!(chat(&mut InferenceClient::new(channel), ask()).await.is_ok());
-    let plain = Endpoint::from_shared(format!("http://{}", world.address)).unwrap();
-    let refused = match plain.connect().await {
-        Ok(channel) => chat(&mut InferenceClient::new(channel), ask()).await.is_err(),
-        Err(_) => true,
-    };
-    assert!(refused);
 }
 
 #[tokio::test]

@@ -7,5 +7,7 @@ mod chat;
 mod ends;
 mod generate;
 mod health;
+mod logs;
 mod parity;
+mod tls;
 mod world;

@@ -7,7 +7,7 @@ use crate::openai::{Limits, OpenAi, SystemDate};
 use crate::server::{Drained, Shared, SharedConfig};
 use crate::status::{EngineStatus, LoadStatus, Served};
 use crate::{GrpcConfig, GrpcServer};
-use chorale_coordinator::{Engine, Executor, ExecutorError, HomeConfig, SchedulerConfig};
+use chorale_coordinator::{Engine, Executor, HomeConfig, SchedulerConfig, StepError};
 use chorale_harmony::{TokenId, Tokenizer, VOCABULARY_SIZE, special};
 use chorale_plan::{Rank, Sample, SequenceId, StepOutput, StepPlan, TokenLogprob};
 use chorale_wire::inference::v1;
@@ -35,11 +35,11 @@ struct Scripted {
 }
 
 impl Executor for Scripted {
-    async fn step(&mut self, plan: StepPlan) -> Result<StepOutput, ExecutorError> {
+    async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
         tokio::time::sleep(self.step_time).await;
         let mut samples = Vec::new();
-        for slice in plan.slices {
-            let Some(params) = slice.sample else { continue };
+        for slice in &plan.slices {
+            let Some(params) = &slice.sample else { continue };
             let next = self.sequences.len();
             let (script, said) = self.sequences.entry(slice.sequence).or_insert((next, 0));
             let script = &self.scripts[*script % self.scripts.len()];
@@ -98,6 +98,7 @@ impl Setup {
             max_model_len: CONTEXT,
             keyring: Keyring::new(self.keys).unwrap(),
             max_active_requests: self.max_active_requests,
+            cluster: None,
         };
         let shared = Shared::new(config, receiver);
         let server = GrpcServer::bind(self.config, shared.clone()).await.unwrap();

@@ -10,7 +10,7 @@ use axum::body::to_bytes;
 use axum::http::StatusCode;
 use axum::response::Response;
 use bytes::Bytes;
-use chorale_coordinator::{Engine, Executor, ExecutorError, HomeConfig, SchedulerConfig};
+use chorale_coordinator::{Engine, Executor, HomeConfig, SchedulerConfig, StepError};
 use chorale_harmony::{TokenId, Tokenizer, VOCABULARY_SIZE, special};
 use chorale_plan::{Rank, Sample, SequenceId, StepOutput, StepPlan, TokenLogprob};
 use serde_json::{Value, json};
@@ -31,11 +31,11 @@ pub(super) struct Scripted {
 }
 
 impl Executor for Scripted {
-    async fn step(&mut self, plan: StepPlan) -> Result<StepOutput, ExecutorError> {
+    async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
         tokio::time::sleep(self.step_time).await;
         let mut samples = Vec::new();
-        for slice in plan.slices {
-            let Some(params) = slice.sample else { continue };
+        for slice in &plan.slices {
+            let Some(params) = &slice.sample else { continue };
             let next = self.sequences.len();
             let (script, said) = self.sequences.entry(slice.sequence).or_insert((next, 0));
             let script = &self.scripts[*script % self.scripts.len()];

@@ -1,0 +1,146 @@
+//! `chorale cluster`: what a coordinator says of its cluster, for people.
+
+use crate::args::ClusterArgs;
+use crate::exit::UsageError;
+use crate::output::Output;
+use crate::setup::Setup;
+use crate::units;
+use anyhow::Context;
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// A coordinator answers from what it knows: it needs no longer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs the command.
+pub(crate) fn run(args: &ClusterArgs, setup: &Setup) -> anyhow::Result<()> {
+    let status = fetch(&args.url, setup)?;
+    if args.json {
+        return Ok(Output::print(&format!("{status:#}\n"))?);
+    }
+    Ok(Output::print(&table(&status))?)
+}
+
+fn fetch(url: &str, setup: &Setup) -> anyhow::Result<Value> {
+    let url = format!("{}/v1/cluster", url.trim_end_matches('/'));
+    let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false);
+    let mut request = config.build().new_agent().get(&url);
+    if let Some(key) = &setup.config.api_key {
+        request = request.header("authorization", format!("Bearer {}", key.0));
+    }
+    let mut response = request.call().with_context(|| format!("cannot ask {url}"))?;
+    let status = response.status();
+    let text = response.body_mut().read_to_string().with_context(|| format!("cannot read {url}"))?;
+    let document: Value =
+        serde_json::from_str(&text).with_context(|| format!("{url} is no coordinator of ours"))?;
+    if status.is_success() {
+        return Ok(document);
+    }
+    let message = document["error"]["message"].as_str().unwrap_or(&text);
+    let hint = if status.as_u16() == 401 { "; the key is taken from CHORALE_API_KEY" } else { "" };
+    Err(UsageError(format!("{url} answers {}: {message}{hint}", status.as_u16())).into())
+}
+
+fn table(status: &Value) -> String {
+    let mut text = String::new();
+    let word = |key: &str| status[key].as_str().unwrap_or("?").to_owned();
+    let number = |value: &Value| value.as_u64().map_or_else(|| "-".to_owned(), |number| number.to_string());
+    let _ = write!(text, "{}, epoch {}", word("state"), number(&status["epoch"]));
+    let shape = if status["shape"].is_null() { &status["wanted"] } else { &status["shape"] };
+    let _ = write!(
+        text,
+        ", {} groups of {}",
+        number(&shape["data_parallel_size"]),
+        number(&shape["tensor_parallel_size"])
+    );
+    if let Some(num_ranks) = shape["num_ranks"].as_u64() {
+        let _ = write!(text, ", {num_ranks} ranks");
+    }
+    let _ = writeln!(text, ", {}", word("transport"));
+    if let Some(reason) = status["reason"].as_str() {
+        let _ = writeln!(text, "since {:.1} s: {reason}", status["down_s"].as_f64().unwrap_or(0.0));
+    }
+    let _ = writeln!(
+        text,
+        "placement {}, imbalance {}, {} experts moved; {} recoveries, the last after {} s\n",
+        number(&status["placement"]),
+        status["imbalance"].as_f64().map_or_else(|| "-".to_owned(), |times| format!("{times:.2}")),
+        number(&status["rebalances"]),
+        number(&status["recoveries"]),
+        status["last_pause_s"].as_f64().unwrap_or(0.0),
+    );
+    let mut rows = vec![
+        [
+            "RANK",
+            "HOME",
+            "ROLE",
+            "STATE",
+            "ADDRESS",
+            "DEVICE",
+            "MEMORY",
+            "EXPERTS",
+            "ROWS",
+            "STEP ms",
+            "WAITED ms",
+        ]
+        .map(str::to_owned),
+    ];
+    for worker in status["workers"].as_array().into_iter().flatten() {
+        let ms = |key: &str| format!("{:.1}", worker[key].as_f64().unwrap_or(0.0) / 1000.0);
+        let word = |key: &str| worker[key].as_str().unwrap_or("?").to_owned();
+        rows.push([
+            number(&worker["rank"]),
+            number(&worker["home"]),
+            word("role"),
+            word("state"),
+            word("address"),
+            word("device"),
+            units::show_bytes(worker["memory_bytes"].as_f64().unwrap_or(0.0)),
+            number(&worker["experts"]),
+            number(&worker["rows"]),
+            ms("step_us"),
+            ms("waited_us"),
+        ]);
+    }
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
+        .collect();
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+    for fault in status["faults"].as_array().into_iter().flatten() {
+        let _ = writeln!(
+            text,
+            "{:.0} s ago, epoch {}, rank {}: {}",
+            fault["ago_s"].as_f64().unwrap_or(0.0),
+            number(&fault["epoch"]),
+            number(&fault["rank"]),
+            fault["reason"].as_str().unwrap_or("?"),
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_cluster_that_lacks_workers_says_what_and_since_when() {
+        let text = table(&json!({
+            "state": "lacking", "reason": "2 workers are wanted, 1 is here", "down_s": 3.25, "epoch": 7,
+            "wanted": {"tensor_parallel_size": 2, "data_parallel_size": 1}, "shape": null,
+            "transport": "grpc", "placement": 0, "imbalance": null, "rebalances": 0, "recoveries": 0,
+            "last_pause_s": 0.0, "faults": [],
+            "workers": [{"rank": null, "home": null, "role": "spare", "state": "waiting",
+                "address": "10.0.0.1:7", "device": "cpu, 2 threads", "memory_bytes": 1_u64 << 30,
+                "experts": 0, "rows": 0, "step_us": 0, "waited_us": 0}],
+        }));
+        assert!(text.starts_with("lacking, epoch 7, 1 groups of 2, grpc\n"), "{text}");
+        assert!(text.contains("since 3.2 s: 2 workers are wanted, 1 is here"), "{text}");
+        assert!(text.contains("spare  waiting  10.0.0.1:7"), "{text}");
+    }
+}

@@ -1,0 +1,110 @@
+//! `chorale worker`: a rank for a coordinator.
+
+use super::{probe, trust};
+use crate::config::Config;
+use crate::exit::UsageError;
+use crate::serve::room::available_bytes;
+use crate::serve::signals;
+use crate::setup::Setup;
+use anyhow::Context;
+use chorale_device::Cpu;
+use chorale_model::checkpoint::Checkpoint;
+use chorale_worker::Rank;
+use chorale_worker::join::{Left, Patience, Worker, WorkerConfig};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Network only; the rank computes on threads of its own.
+const ASYNC_THREADS: usize = 2;
+
+/// For what is still on its way when the work is done.
+const LAST_TASKS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The largest exchange there can be: a step of 16,384 rows with four answers
+/// for each is 755 MB.
+const MAX_FRAME_BYTES: usize = 1 << 30;
+
+/// If the system does not tell what memory it has.
+const MEMORY_BYTES_DEFAULT: u64 = 4 << 30;
+
+/// Runs the command.
+pub(crate) fn run(setup: &Setup) -> anyhow::Result<()> {
+    let settings = &setup.config;
+    let coordinator = settings.coordinator.clone().ok_or_else(|| {
+        UsageError("--coordinator is missing: name the coordinator's --cluster-listen, HOST:PORT".to_owned())
+    })?;
+    let tls = trust::tls(settings)?;
+    let listen = listen(settings, &coordinator)?;
+    let checkpoint = Checkpoint::open(&setup.model_directory()?)?;
+    let device = Cpu::new(settings.threads.and_then(NonZeroUsize::new))?;
+    let num_threads = device.num_threads();
+    let config = WorkerConfig {
+        coordinator,
+        listen,
+        advertise: settings.advertise.clone(),
+        tls,
+        device: format!("cpu, {num_threads} threads"),
+        memory_bytes: settings.device_memory_bytes.or_else(available_bytes).unwrap_or(MEMORY_BYTES_DEFAULT),
+        memory_bytes_per_s: settings
+            .memory_bandwidth_bytes_per_s
+            .map_or_else(|| probe::memory_bytes_per_s(num_threads), |rate| rate as u64),
+        experts_only: settings.experts_only,
+        max_frame_bytes: MAX_FRAME_BYTES,
+        patience: Patience::default(),
+    };
+    let rank = Rank::start(device)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(ASYNC_THREADS)
+        .thread_name("worker")
+        .enable_all()
+        .build()?;
+    let left = runtime.block_on(work(config, rank, Arc::new(checkpoint)));
+    runtime.shutdown_timeout(LAST_TASKS_TIMEOUT);
+    left
+}
+
+async fn work(config: WorkerConfig, rank: Rank, checkpoint: Arc<Checkpoint>) -> anyhow::Result<()> {
+    let (leaving, now) = (CancellationToken::new(), CancellationToken::new());
+    signals::follow(
+        {
+            let leaving = leaving.clone();
+            move || leaving.cancel()
+        },
+        {
+            let now = now.clone();
+            move || now.cancel()
+        },
+    )?;
+    let worker = Worker::bind(config, rank, checkpoint).await.context("cannot work")?;
+    tracing::info!(address = %worker.address(), "other workers may dial in");
+    tokio::select! {
+        left = worker.run(leaving) => match left? {
+            Left::HandedOver => tracing::info!("handed over"),
+            Left::Unheard => tracing::warn!("left without a word from the coordinator"),
+        },
+        () = now.cancelled() => tracing::warn!("ended at once"),
+    }
+    Ok(())
+}
+
+/// Where other workers dial in. On a machine that is a cluster by itself, nobody
+/// else needs to reach it.
+fn listen(settings: &Config, coordinator: &str) -> Result<SocketAddr, UsageError> {
+    if let Some(listen) = &settings.listen {
+        return listen.parse().map_err(|_| {
+            UsageError(format!(
+                "--listen is {listen:?}: must be an address and a port such as 10.0.0.2:50062"
+            ))
+        });
+    }
+    let host = coordinator.rsplit_once(':').map_or(coordinator, |(host, _)| host);
+    let is_here = match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(address) => address.is_loopback(),
+        Err(_) => host == "localhost",
+    };
+    let address = if is_here { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+    Ok(SocketAddr::new(address.into(), 0))
+}

@@ -1,0 +1,225 @@
+//! Who gets which place: from the workers that there are to a shape, their
+//! ranks, quotas of experts and rooms, or what is lacking. A pure function.
+
+use super::MemberId;
+use super::config::ClusterConfig;
+use super::placement::{Capacity, quotas};
+use chorale_plan::{Rank, Room, Shape};
+
+/// A worker that could take a place. In the order in which they came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub(super) member: MemberId,
+    pub(super) memory_bytes: u64,
+    pub(super) speed: u64,
+    pub(super) experts_only: bool,
+    /// The rank that it had, and the size of a group then.
+    pub(super) before: Option<(Rank, u32)>,
+}
+
+/// A world on paper.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Draft {
+    pub(super) shape: Shape,
+    /// By rank.
+    pub(super) members: Vec<MemberId>,
+    /// Experts of each layer, by rank.
+    pub(super) quotas: Vec<u32>,
+    /// Room for steps and pages, by rank.
+    pub(super) rooms: Vec<Room>,
+    /// What each rank can take beside its pages, by rank.
+    pub(super) capacities: Vec<Capacity>,
+}
+
+/// Why there is no world: what workers would have to bring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    /// What is lacking, for people.
+    pub reason: String,
+    /// Workers that are lacking, at least.
+    pub num_workers: u32,
+    /// Memory that is lacking.
+    pub bytes: u64,
+}
+
+/// The best world that these workers can make: the widest split, then the most
+/// groups, no more of either than is wanted.
+pub(super) fn draft(config: &ClusterConfig, candidates: &[Candidate]) -> Result<Draft, Lack> {
+    let least = |size: u32| {
+        let split = config.split(size);
+        split.dense_bytes + config.room.reserved_bytes(split)
+    };
+    let mut lack: Option<Lack> = None;
+    for size in (1..=config.tensor_parallel_size).rev() {
+        let able: Vec<&Candidate> = candidates
+            .iter()
+            .filter(|candidate| !candidate.experts_only && candidate.memory_bytes >= least(size))
+            .collect();
+        let num_groups = (able.len() as u32 / size).min(config.data_parallel_size);
+        if num_groups == 0 {
+            lack.get_or_insert_with(|| attention_lack(size, least(size), candidates, able.len() as u32));
+        }
+        for num_groups in (1..=num_groups).rev() {
+            match assign(config, size, num_groups, &able, candidates) {
+                Ok(draft) => return Ok(draft),
+                // Of all that does not fit, what is nearest to fit.
+                Err(found)
+                    if lack.as_ref().is_none_or(|lack| lack.num_workers > 0 || found.bytes < lack.bytes) =>
+                {
+                    lack = Some(found);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+    Err(lack.unwrap_or(Lack { reason: "no worker is here".to_owned(), num_workers: 1, bytes: 0 }))
+}
+
+fn attention_lack(size: u32, least: u64, candidates: &[Candidate], num_able: u32) -> Lack {
+    let most = candidates.iter().filter(|one| !one.experts_only).map(|one| one.memory_bytes).max();
+    let reason = match most {
+        None => format!("no worker that takes attention is here; {size} would be one group"),
+        Some(most) if num_able == 0 => format!(
+            "a rank of a group of {size} needs {} MiB for its dense weights and its pages, and the largest \
+             worker has {} MiB",
+            mib(least),
+            mib(most)
+        ),
+        Some(_) => format!("{num_able} of the {size} ranks of a group are here"),
+    };
+    let bytes = if num_able == 0 { least - most.unwrap_or(0).min(least) } else { 0 };
+    Lack { reason, num_workers: size - num_able.min(size), bytes }
+}
+
+pub(super) fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+fn assign(
+    config: &ClusterConfig,
+    size: u32,
+    num_groups: u32,
+    able: &[&Candidate],
+    candidates: &[Candidate],
+) -> Result<Draft, Lack> {
+    let seats = seat(size, num_groups, able);
+    let split = config.split(size);
+    let mut ranks: Vec<&Candidate> = seats;
+    let num_attention = ranks.len();
+    let is_seated = |candidate: &Candidate| ranks.iter().any(|other| other.member == candidate.member);
+    let rest: Vec<&Candidate> = candidates.iter().filter(|candidate| !is_seated(candidate)).collect();
+    ranks.extend(rest);
+
+    let fixed = |rank: usize| match rank < num_attention {
+        true => split.dense_bytes + config.room.reserved_bytes(split),
+        false => config.model.experts_only_bytes,
+    };
+    let slots =
+        |rank: usize, fixed: u64| ranks[rank].memory_bytes.saturating_sub(fixed) / config.model.expert_bytes;
+    let capacities: Vec<Capacity> = (0..ranks.len())
+        .map(|rank| Capacity { slots: slots(rank, fixed(rank)), speed: ranks[rank].speed.max(1) })
+        .collect();
+    let model = &config.model;
+    let Some(quotas) = quotas(model.num_layers, model.num_experts, &capacities) else {
+        return Err(expert_lack(config, &capacities));
+    };
+    // Who would have neither attention nor experts is not part of it.
+    let is_used = |rank: &usize| *rank < num_attention || quotas[*rank] > 0;
+    let used: Vec<usize> = (0..ranks.len()).filter(is_used).collect();
+    let quotas: Vec<u32> = used.iter().map(|&rank| quotas[rank]).collect();
+    let rooms = rooms(config, size, num_attention, &used, &ranks, &quotas);
+    let capacities = (0..used.len())
+        .map(|rank| {
+            let pages = if rank < num_attention {
+                split.dense_bytes + config.room.bytes(split, rooms[rank].num_full_blocks)
+            } else {
+                model.experts_only_bytes
+            };
+            Capacity { slots: slots(used[rank], pages), speed: capacities[used[rank]].speed }
+        })
+        .collect();
+    Ok(Draft {
+        shape: Shape {
+            tensor_parallel_size: size,
+            data_parallel_size: num_groups,
+            num_ranks: used.len() as u32,
+        },
+        members: used.iter().map(|&rank| ranks[rank].member).collect(),
+        quotas,
+        rooms,
+        capacities,
+    })
+}
+
+/// Who sits where. A worker that had the same part of the same split keeps its
+/// rank, or gets another rank with that part; holes go to the others as they came.
+fn seat<'a>(size: u32, num_groups: u32, able: &[&'a Candidate]) -> Vec<&'a Candidate> {
+    let mut seats: Vec<Option<&Candidate>> = vec![None; (size * num_groups) as usize];
+    let mut left: Vec<&Candidate> = able.to_vec();
+    for is_exact in [true, false] {
+        left.retain(|&candidate| {
+            let Some((rank, before)) = candidate.before.filter(|(_, before)| *before == size) else {
+                return true;
+            };
+            let fits = |seat: usize| match is_exact {
+                true => seat == rank.0 as usize,
+                false => seat as u32 % size == rank.0 % before,
+            };
+            let free = (0..seats.len()).find(|&seat| fits(seat) && seats[seat].is_none());
+            free.map(|seat| seats[seat] = Some(candidate)).is_none()
+        });
+    }
+    // Who ran attention before goes first: its dense weights are partly there.
+    left.sort_by_key(|candidate| candidate.before.is_none());
+    let mut left = left.into_iter();
+    seats.into_iter().filter_map(|seat| seat.or_else(|| left.next())).collect()
+}
+
+/// The pages of each rank: those of a group hold the same positions, so the
+/// one with the least room decides.
+fn rooms(
+    config: &ClusterConfig,
+    size: u32,
+    num_attention: usize,
+    used: &[usize],
+    ranks: &[&Candidate],
+    quotas: &[u32],
+) -> Vec<Room> {
+    let split = config.split(size);
+    let own = |rank: usize| {
+        let experts =
+            u64::from(quotas[rank]) * u64::from(config.model.num_layers) * config.model.expert_bytes;
+        let left = ranks[used[rank]].memory_bytes.saturating_sub(split.dense_bytes + experts);
+        config.room.room(split, left)
+    };
+    let room = |rank: usize| {
+        if rank >= num_attention {
+            return config.room.without_pages();
+        }
+        let first = rank / size as usize * size as usize;
+        let group = (first..first + size as usize).map(own);
+        group.min_by_key(|room| room.num_full_blocks).unwrap_or_else(|| own(rank))
+    };
+    (0..used.len()).map(room).collect()
+}
+
+fn expert_lack(config: &ClusterConfig, capacities: &[Capacity]) -> Lack {
+    let model = &config.model;
+    let layers = u64::from(model.num_layers);
+    let room: u64 =
+        capacities.iter().map(|capacity| (capacity.slots / layers).min(u64::from(model.num_experts))).sum();
+    let missing = u64::from(model.num_experts).saturating_sub(room);
+    let bytes = missing * layers * model.expert_bytes;
+    Lack {
+        reason: format!(
+            "{missing} of {} experts of each layer have no place: {} MiB of memory are missing",
+            model.num_experts,
+            mib(bytes)
+        ),
+        num_workers: 0,
+        bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,49 @@
+//! The cluster as the engine sees it: something that computes steps.
+
+use super::membership::World;
+use crate::executor::{Ended, Executor, StepError};
+use chorale_plan::{Epoch, StepOutput, StepPlan};
+use chorale_scheduler::HomeConfig;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// A step that is wanted of a world.
+pub(super) struct Request {
+    pub(super) epoch: Epoch,
+    pub(super) plan: Arc<StepPlan>,
+    pub(super) reply: oneshot::Sender<Result<StepOutput, StepError>>,
+}
+
+/// Computes steps on the ranks of a cluster. Ask it for [`Executor::homes`] before
+/// the engine is started: that waits for the first ranks.
+#[derive(Debug)]
+pub struct ClusterExecutor {
+    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) world: watch::Receiver<Option<Arc<World>>>,
+    /// The world that plans are made for.
+    pub(super) epoch: Option<Epoch>,
+}
+
+impl Executor for ClusterExecutor {
+    async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
+        let Some(epoch) = self.epoch else {
+            return Err(StepError::Moved { reason: "nobody has asked for the homes yet".to_owned() });
+        };
+        let (reply, answer) = oneshot::channel();
+        let ended = || StepError::Ended { reason: "the coordinator ends".to_owned() };
+        self.requests.send(Request { epoch, plan, reply }).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
+    }
+
+    async fn homes(&mut self) -> Result<Vec<HomeConfig>, Ended> {
+        self.epoch = None;
+        loop {
+            if let Some(world) = self.world.borrow_and_update().clone() {
+                self.epoch = Some(world.epoch);
+                return Ok(world.homes.clone());
+            }
+            let changed = self.world.changed().await;
+            changed.map_err(|_| Ended { reason: "the coordinator ends".to_owned() })?;
+        }
+    }
+}

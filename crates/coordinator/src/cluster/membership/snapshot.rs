@@ -1,0 +1,101 @@
+//! What people and probes see.
+
+use super::{Membership, Phase};
+use crate::cluster::member::Member;
+use crate::cluster::status::{ClusterState, ClusterStatus, MemberState, MemberStatus};
+use chorale_plan::{Epoch, Rank};
+
+impl Membership {
+    /// The cluster as it is now.
+    pub fn status(&self) -> ClusterStatus {
+        let present = self.present.as_ref();
+        let mut members: Vec<MemberStatus> = self
+            .members
+            .values()
+            .filter(|member| member.offer.is_some())
+            .map(|one| self.member(one))
+            .collect();
+        members.sort_by_key(|member| member.rank.map_or(u32::MAX, |rank| rank.0));
+        ClusterStatus {
+            at_ms: self.now_ms,
+            epoch: present.map_or(self.epoch, |present| present.epoch),
+            state: self.state(),
+            wanted_tensor_parallel_size: self.config.tensor_parallel_size,
+            wanted_data_parallel_size: self.config.data_parallel_size,
+            shape: present.map(|present| present.draft.shape),
+            transport: self.config.transport.clone(),
+            placement: present.map_or(0, |present| present.placement.version),
+            num_rebalances: self.balance.num_rebalances,
+            imbalance: self.balance.imbalance,
+            members,
+            faults: self.faults.iter().cloned().collect(),
+            num_faults: self.num_faults,
+            num_epochs: self.num_epochs,
+            num_recoveries: self.num_recoveries,
+            last_pause_ms: self.last_pause_ms,
+            total_pause_ms: self.total_pause_ms,
+        }
+    }
+
+    /// The membership that there is, or the last one.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    fn state(&self) -> ClusterState {
+        let since_ms = self.since_ms;
+        let Some(present) = &self.present else {
+            return ClusterState::Lacking { lack: self.lack.clone(), since_ms };
+        };
+        match &present.phase {
+            Phase::Serving => ClusterState::Serving,
+            Phase::Inquest(inquest) => ClusterState::Inquiring { reason: inquest.reason.clone(), since_ms },
+            Phase::Forming => {
+                let ranks = || present.draft.members.iter().filter_map(|id| self.members.get(id));
+                let sum = |bytes: fn(&Member) -> u64| {
+                    ranks().map(bytes).fold(0u64, |sum, bytes| sum.saturating_add(bytes))
+                };
+                ClusterState::Forming {
+                    reason: present.reason.clone(),
+                    since_ms,
+                    bytes: sum(|member| member.loading.bytes),
+                    total_bytes: sum(|member| member.loading.total_bytes),
+                }
+            }
+        }
+    }
+
+    fn member(&self, member: &Member) -> MemberStatus {
+        let shape = self.present.as_ref().map(|present| present.draft.shape);
+        let group = member.rank.zip(shape).and_then(|(rank, shape)| shape.group(rank));
+        let loading = member.loading;
+        let state = match member.rank {
+            _ if member.is_leaving => MemberState::Leaving,
+            Some(_) if loading.is_ready => MemberState::Ready,
+            Some(_) => MemberState::Loading { bytes: loading.bytes, total_bytes: loading.total_bytes },
+            None if member.eligible_ms > self.now_ms => {
+                MemberState::Excluded { until_ms: member.eligible_ms }
+            }
+            None => MemberState::Waiting,
+        };
+        let offer = member.offer.as_ref();
+        let text = |read: fn(&chorale_plan::Offer) -> &String| offer.map(read).cloned().unwrap_or_default();
+        let num_held = member.held.iter().map(Vec::len).sum::<usize>() as u64;
+        MemberStatus {
+            rank: member.rank,
+            home: group.map(|group| Rank(group.start)),
+            state,
+            address: text(|offer| &offer.address),
+            version: text(|offer| &offer.version),
+            device: text(|offer| &offer.device),
+            memory_bytes: offer.map_or(0, |offer| offer.memory_bytes),
+            memory_bytes_per_s: offer.map_or(0, |offer| offer.memory_bytes_per_s),
+            num_experts: if member.rank.is_some() { num_held } else { 0 },
+            num_rows: member.loads.iter().flatten().fold(0u64, |sum, rows| sum.saturating_add(*rows)),
+            heard_ms: member.heard_ms,
+            pulse: member.pulse,
+            report: member.report,
+            num_faults: self.records.of(member.address()).num_faults,
+        }
+    }
+}

@@ -1,0 +1,468 @@
+//! A world of any shape: every rank connected with every other.
+//!
+//! Rows go out with the experts that they want, and each choice's answer comes
+//! home to all ranks of the row's group. A rank of that group that holds the
+//! expert needs no dispatch: it has the row. All ranks of a group reckon alike
+//! who computes what, so a combine carries no addresses, only a digest that
+//! tells whether they did.
+//!
+//! Each rank sends to all before it receives from all, in rank order.
+
+use crate::layout::{self, Layout};
+use crate::loads::Loads;
+use crate::round::{self, Asked, Round};
+use crate::rows::{self, Format};
+use crate::transport::{Fault, Frame, Transport};
+use crate::{Arrived, Home, Link, LinkError};
+use bytes::Bytes;
+use chorale_device::{Choice, Device};
+use chorale_plan::{Epoch, ExchangeOptions, Placement, Rank, Shape};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Exchanges of a layer: two gathers, a dispatch and a combine.
+const EXCHANGES: u32 = 4;
+
+/// A rank's place in a world, and the sizes of what it exchanges.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The membership.
+    pub epoch: Epoch,
+    /// How the ranks are grouped.
+    pub shape: Shape,
+    /// The rank's own number.
+    pub rank: Rank,
+    /// How rows travel.
+    pub exchange: ExchangeOptions,
+    /// Layers of the model.
+    pub num_layers: usize,
+    /// Experts of a layer.
+    pub num_experts: usize,
+    /// Choices of a row.
+    pub top_k: usize,
+    /// Columns of a row that goes to experts.
+    pub hidden_size: usize,
+    /// Rows of one home in a step.
+    pub max_rows: usize,
+}
+
+impl Place {
+    /// Rows that may come to one rank's experts in a step: those of all homes.
+    pub fn max_arrivals(&self) -> usize {
+        self.max_rows.saturating_mul(self.shape.data_parallel_size as usize)
+    }
+
+    /// Refuses, with the reason, a shape without this rank, and a placement that
+    /// is none for the shape and the model.
+    pub fn check(&self, placement: &Placement) -> Result<(), String> {
+        layout::check_rank(self.shape, self.rank)?;
+        layout::check(placement, self.shape, self.num_layers, self.num_experts)
+    }
+}
+
+/// Why a rank cannot take its place.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError<E> {
+    /// The device has no room.
+    #[error(transparent)]
+    Device(#[from] E),
+    /// Shape or placement are none for this model.
+    #[error("the place does not fit the model: {reason}")]
+    Unfit {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl<E> PlaceError<E> {
+    fn unfit(reason: String) -> Self {
+        Self::Unfit { reason }
+    }
+}
+
+/// The link of a rank among others.
+pub struct Mesh<D: Device, T> {
+    wire: Wire<T>,
+    layout: Layout,
+    place: Place,
+    format: Format,
+    placement: Placement,
+    /// By layer.
+    groups: Vec<D::Groups>,
+    loads: Arc<Loads>,
+    round: Round,
+    arrived: D::Matrix,
+}
+
+/// The transport, and where in the step the rank is.
+struct Wire<T> {
+    transport: T,
+    epoch: Epoch,
+    num_layers: usize,
+    step: u64,
+    layer: usize,
+    /// Within the layer; behind the last layer, gathers only.
+    exchange: u32,
+    waited: Duration,
+}
+
+impl<D: Device, T: Transport> Mesh<D, T> {
+    /// Takes a place in a world whose ranks `transport` connects.
+    pub fn new(
+        device: &mut D,
+        transport: T,
+        place: Place,
+        placement: Placement,
+    ) -> Result<Self, PlaceError<D::Error>> {
+        place.check(&placement).map_err(PlaceError::unfit)?;
+        let wire = Wire {
+            transport,
+            epoch: place.epoch,
+            num_layers: place.num_layers,
+            step: 0,
+            layer: 0,
+            exchange: 0,
+            waited: Duration::ZERO,
+        };
+        let format = Format {
+            cols: place.hidden_size,
+            top_k: place.top_k,
+            max_rows: place.max_rows,
+            rows: place.exchange.dispatch,
+            has_weights: place.exchange.fast_combine,
+        };
+        let groups = groups(device, &place, &placement)?;
+        Ok(Self {
+            wire,
+            layout: Layout::new(place.shape, place.rank),
+            format,
+            groups,
+            loads: Arc::new(Loads::new(place.num_layers, place.num_experts)),
+            round: Round::default(),
+            arrived: device.matrix(place.max_arrivals(), place.hidden_size)?,
+            placement,
+            place,
+        })
+    }
+
+    /// The place that was taken.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Where the experts are.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// Refuses a placement that is none for this world.
+    pub fn check(&self, placement: &Placement) -> Result<(), PlaceError<D::Error>> {
+        self.place.check(placement).map_err(PlaceError::unfit)
+    }
+
+    /// Goes over to another placement, between two steps.
+    pub fn go_over(&mut self, device: &mut D, placement: Placement) -> Result<(), PlaceError<D::Error>> {
+        self.groups = groups(device, &self.place, &placement)?;
+        self.placement = placement;
+        Ok(())
+    }
+
+    /// Rows that came to each expert of this rank.
+    pub fn loads(&self) -> &Arc<Loads> {
+        &self.loads
+    }
+
+    /// How long was waited for other ranks since this was last asked.
+    pub fn take_waited(&mut self) -> Duration {
+        std::mem::take(&mut self.wire.waited)
+    }
+
+    /// Sends the group's rows out; what other groups ask of this rank comes back.
+    fn exchange_rows(&mut self, values: &[f32]) -> Result<Vec<Option<rows::Dispatch>>, Fault> {
+        for to in self.layout.sends_to() {
+            let Asked { wanted, rows, .. } = &self.round.asked[to.0 as usize];
+            self.wire.send(to, self.format.write(wanted, rows, values).into())?;
+        }
+        let holders = &self.placement.layers[self.wire.layer];
+        let rank = self.layout.rank;
+        let is_here = |expert: u32| holders.get(expert as usize).is_some_and(|ranks| ranks.contains(&rank));
+        let mut dispatches = Vec::new();
+        for group in self.layout.groups() {
+            if group.contains(&rank.0) {
+                dispatches.push(None);
+                continue;
+            }
+            let from = Layout::sender(&group, rank);
+            let payload = self.wire.receive(from)?;
+            let dispatch = self.format.read(&payload, is_here);
+            dispatches.push(Some(dispatch.map_err(|reason| Fault::Malformed { rank: from, reason })?));
+        }
+        Ok(dispatches)
+    }
+
+    /// Sends answers to all ranks of the homes, and lays out those that come.
+    fn exchange_answers(&mut self, outputs: &[f32]) -> Result<Vec<f32>, Fault> {
+        let cols = self.place.hidden_size;
+        let is_fast = self.place.exchange.fast_combine;
+        let own = self.layout.rank;
+        let mut own_answers = Vec::new();
+        let (mut outputs, mut wanted) = (outputs, &self.round.wanted[..]);
+        for (group, task) in self.layout.groups().zip(&self.round.tasks) {
+            let (task_outputs, task_wanted);
+            (task_outputs, outputs) = outputs.split_at(task.num_choices * cols);
+            (task_wanted, wanted) = wanted.split_at(task.num_choices);
+            let summed = is_fast.then(|| round::sums(task_wanted, task_outputs, cols));
+            let answers = summed.as_deref().unwrap_or(task_outputs);
+            if group.contains(&own.0) {
+                own_answers = answers.to_vec();
+            }
+            let mut others = group.map(Rank).filter(|&member| member != own).peekable();
+            if others.peek().is_some() {
+                let payload = Bytes::from(rows::write_combine(task.digest, answers));
+                others.try_for_each(|member| self.wire.send(member, payload.clone()))?;
+            }
+        }
+        if self.layout.group.is_none() {
+            return Ok(Vec::new());
+        }
+        let num_rows = self.round.num_rows * if is_fast { 1 } else { self.place.top_k };
+        let mut home = vec![0.0; num_rows * cols];
+        for (from, asked) in self.layout.shape.ranks().zip(&self.round.asked) {
+            let places = if is_fast { &asked.rows } else { &asked.slots };
+            if from == own {
+                lay_out(&mut home, (places, cols), own_answers.iter().copied(), is_fast);
+                continue;
+            }
+            let payload = self.wire.receive(from)?;
+            let answers = rows::read_combine(&payload, rows::digest(&asked.wanted), places.len() * cols);
+            let answers = answers.map_err(|reason| Fault::Malformed { rank: from, reason })?;
+            lay_out(&mut home, (places, cols), answers, is_fast);
+        }
+        Ok(home)
+    }
+}
+
+/// Puts rows in their places: each choice has one of its own, sums share theirs.
+fn lay_out(
+    home: &mut [f32],
+    (places, cols): (&[u32], usize),
+    mut values: impl Iterator<Item = f32>,
+    is_sum: bool,
+) {
+    for &place in places {
+        let row = &mut home[place as usize * cols..][..cols];
+        let values = values.by_ref().take(cols);
+        if is_sum {
+            round::add(row, values);
+        } else {
+            row.iter_mut().zip(values).for_each(|(to, value)| *to = value);
+        }
+    }
+}
+
+/// The groups of each layer's local experts.
+fn groups<D: Device>(
+    device: &mut D,
+    place: &Place,
+    placement: &Placement,
+) -> Result<Vec<D::Groups>, PlaceError<D::Error>> {
+    place.check(placement).map_err(PlaceError::unfit)?;
+    let layers = 0..place.num_layers;
+    Ok(layers
+        .map(|layer| device.groups(&placement.experts_of(place.rank, layer)))
+        .collect::<Result<_, _>>()?)
+}
+
+impl<T: Transport> Wire<T> {
+    fn next_layer(&mut self) {
+        self.layer += 1;
+        self.exchange = 0;
+    }
+
+    fn number(&self) -> u32 {
+        self.layer as u32 * EXCHANGES + self.exchange
+    }
+
+    fn send(&mut self, to: Rank, payload: Bytes) -> Result<(), Fault> {
+        let frame = Frame { epoch: self.epoch, step: self.step, exchange: self.number(), payload };
+        let started = Instant::now();
+        let sent = self.transport.send(to, frame);
+        self.waited += started.elapsed();
+        sent
+    }
+
+    fn receive(&mut self, from: Rank) -> Result<Bytes, Fault> {
+        let started = Instant::now();
+        let frame = self.transport.receive(from);
+        self.waited += started.elapsed();
+        let frame = frame?;
+        if (frame.epoch, frame.step, frame.exchange) != (self.epoch, self.step, self.number()) {
+            let show = |epoch: Epoch, step, exchange| {
+                format!("exchange {exchange} of step {step} of epoch {}", epoch.0)
+            };
+            return Err(Fault::Astray {
+                rank: from,
+                found: show(frame.epoch, frame.step, frame.exchange),
+                expected: show(self.epoch, self.step, self.number()),
+            });
+        }
+        Ok(frame.payload)
+    }
+
+    /// What the current exchange is called.
+    fn name(&self) -> String {
+        let what = match self.exchange {
+            2 if self.layer < self.num_layers => "dispatch".to_owned(),
+            3 if self.layer < self.num_layers => "combine".to_owned(),
+            gather => format!("gather {gather}"),
+        };
+        if self.layer < self.num_layers {
+            format!("layer {}, {what}", self.layer)
+        } else {
+            format!("head, {what}")
+        }
+    }
+
+    fn fault<E>(&self, fault: Fault) -> LinkError<E> {
+        LinkError::Peer { step: self.step, exchange: self.name(), fault }
+    }
+}
+
+impl<D: Device, T: Transport> Link<D> for Mesh<D, T> {
+    fn begin(&mut self, step: u64) {
+        self.wire.step = step;
+        self.wire.layer = 0;
+        self.wire.exchange = 0;
+    }
+
+    fn all_gather(
+        &mut self,
+        device: &mut D,
+        cols: &[usize],
+        part: &mut D::Matrix,
+        whole: &mut D::Matrix,
+    ) -> Result<(), LinkError<D::Error>> {
+        let Self { wire, layout, .. } = self;
+        let own = layout.rank;
+        let group = layout.group.clone().expect("ranks with experts only gather nothing");
+        assert_eq!(cols.len(), group.len(), "columns of each rank of the group");
+        if group.len() == 1 {
+            std::mem::swap(part, whole);
+        } else {
+            let values = device.read(part)?;
+            let num_rows = values.len() / cols[(own.0 - group.start) as usize];
+            let gathered = gather(wire, own, group, cols, &values, num_rows);
+            device.write(&gathered.map_err(|fault| wire.fault(fault))?, whole)?;
+        }
+        wire.exchange += 1;
+        Ok(())
+    }
+
+    fn dispatch<'a>(
+        &'a mut self,
+        device: &mut D,
+        rows: &'a D::Matrix,
+        routing: &D::Routing,
+    ) -> Result<Arrived<'a, D>, LinkError<D::Error>> {
+        self.wire.exchange = 2;
+        let layer = self.wire.layer;
+        let routes = device.read_routing(routing)?;
+        self.round = Round::ask(&self.layout, &self.placement.layers[layer], &routes);
+        let is_sent = self.layout.sends_to().any(|to| !self.round.asked[to.0 as usize].rows.is_empty());
+        let mut values = if is_sent { device.read(rows)? } else { Vec::new() };
+        let dispatches = self.exchange_rows(&values).map_err(|fault| self.wire.fault(fault))?;
+
+        let is_mixed = dispatches.iter().flatten().any(|dispatch| !dispatch.wanted.is_empty());
+        let own = std::mem::take(&mut self.round.asked[self.layout.rank.0 as usize]);
+        if is_mixed && !is_sent && !own.rows.is_empty() {
+            values = device.read(rows)?;
+        }
+        let cols = self.place.hidden_size;
+        let mut arrived = Vec::new();
+        for dispatch in dispatches {
+            let first_row = (arrived.len() / cols) as u32;
+            match dispatch {
+                Some(dispatch) => {
+                    self.round.add_task(&dispatch.wanted, first_row);
+                    arrived.extend(dispatch.values);
+                }
+                None => {
+                    self.round.add_task(&own.wanted, first_row);
+                    if is_mixed {
+                        let picked = own.rows.iter().map(|&row| &values[row as usize * cols..][..cols]);
+                        picked.for_each(|row| arrived.extend(row));
+                    }
+                }
+            }
+        }
+        // Without rows of others, the group's own are computed where they are.
+        let row_of = |row: u32| if is_mixed { row } else { own.rows[row as usize] };
+        let choices = self.round.wanted.iter().map(|wanted| wanted.choice);
+        let choices: Vec<Choice> =
+            choices.map(|Choice { row, expert }| Choice { row: row_of(row), expert }).collect();
+        self.round.asked[self.layout.rank.0 as usize] = own;
+        self.loads.count(layer, choices.iter().map(|choice| choice.expert));
+        device.group_choices(&choices, &mut self.groups[layer])?;
+        if is_mixed {
+            device.write(&arrived, &mut self.arrived)?;
+        }
+        self.wire.exchange = 3;
+        let rows = if is_mixed { &self.arrived } else { rows };
+        Ok(Arrived { rows, groups: &self.groups[layer] })
+    }
+
+    fn combine(
+        &mut self,
+        device: &mut D,
+        outputs: &mut D::Matrix,
+        home: &mut D::Matrix,
+    ) -> Result<Home, LinkError<D::Error>> {
+        let is_fast = self.place.exchange.fast_combine;
+        if self.layout.shape.num_ranks == 1 && !is_fast {
+            // Alone, slots are in order as they are.
+            std::mem::swap(outputs, home);
+            self.wire.next_layer();
+            return Ok(Home::Choices);
+        }
+        let outputs = device.read(outputs)?;
+        let answers = self.exchange_answers(&outputs).map_err(|fault| self.wire.fault(fault))?;
+        device.write(&answers, home)?;
+        self.wire.next_layer();
+        Ok(if is_fast { Home::Sums } else { Home::Choices })
+    }
+}
+
+/// Exchanges columns inside a group, and joins them.
+fn gather<T: Transport>(
+    wire: &mut Wire<T>,
+    own: Rank,
+    group: std::ops::Range<u32>,
+    cols: &[usize],
+    values: &[f32],
+    num_rows: usize,
+) -> Result<Vec<f32>, Fault> {
+    let mut payload = Vec::new();
+    rows::write_f32s(values, &mut payload);
+    let payload = Bytes::from(payload);
+    for to in group.clone().map(Rank).filter(|&to| to != own) {
+        wire.send(to, payload.clone())?;
+    }
+    let width: usize = cols.iter().sum();
+    let mut whole = vec![0.0; num_rows * width];
+    let mut first = 0;
+    for (from, &cols) in group.map(Rank).zip(cols) {
+        let received = (from != own).then(|| wire.receive(from)).transpose()?;
+        let len = num_rows * cols;
+        let payload = received.as_ref().unwrap_or(&payload);
+        if payload.len() != 4 * len {
+            let reason = format!("it has {} bytes for {num_rows} rows of {cols} columns", payload.len());
+            return Err(Fault::Malformed { rank: from, reason });
+        }
+        let mut part = rows::f32s(payload);
+        for row in whole.chunks_exact_mut(width) {
+            row[first..first + cols].iter_mut().zip(&mut part).for_each(|(to, value)| *to = value);
+        }
+        first += cols;
+    }
+    Ok(whole)
+}

@@ -1,0 +1,179 @@
+//! A rank's room on its device: pages for keys and values, and the buffers of
+//! one step. Made anew for each place in a world; weights are not part of it.
+
+use crate::batch::{self, Bounds, PlanError};
+use crate::config::ModelConfig;
+use crate::shard::{ShardSpec, Split};
+use chorale_device::{BatchLimits, Columns, Device, KvShape};
+use chorale_plan::{SequenceId, SequenceSlice};
+use std::collections::HashMap;
+
+/// The room that a rank keeps for steps and for keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// The largest step of one home.
+    pub limits: BatchLimits,
+    /// Homes of the world: the rows of all may come to this rank's experts.
+    pub num_homes: usize,
+    /// Positions of a KV page.
+    pub block_size: usize,
+    /// Pages of the layers without a window.
+    pub num_full_blocks: usize,
+    /// Pages of the sliding layers.
+    pub num_sliding_blocks: usize,
+}
+
+/// What a rank computes in.
+pub struct Seat<D: Device> {
+    config: ModelConfig,
+    spec: ShardSpec,
+    bounds: Bounds,
+    /// `None` for a rank with experts only.
+    pub(crate) attention: Option<AttentionRoom<D>>,
+    pub(crate) exchange: ExchangeRoom<D>,
+}
+
+/// Buffers that hold the rows of the rank's own group.
+pub(crate) struct AttentionRoom<D: Device> {
+    /// How the group's matrices are split.
+    pub(crate) cols: Cols,
+    pub(crate) cache: D::KvCache,
+    pub(crate) batch: D::Batch,
+    pub(crate) hidden: D::Matrix,
+    pub(crate) queries: D::Matrix,
+    /// This rank's heads, then all of the group's.
+    pub(crate) context: D::Matrix,
+    pub(crate) heads: D::Matrix,
+    /// This rank's rows of the output projection, then all of them.
+    pub(crate) projected: D::Matrix,
+    pub(crate) attended: D::Matrix,
+    /// This rank's part of the vocabulary, then all of it.
+    pub(crate) logits_part: D::Matrix,
+    pub(crate) logits: D::Matrix,
+    pub(crate) samples: D::Samples,
+}
+
+/// Buffers of the exchange with experts. A rank with experts only has no rows
+/// of its own in them.
+pub(crate) struct ExchangeRoom<D: Device> {
+    pub(crate) normed: D::Matrix,
+    pub(crate) routing: D::Routing,
+    /// What this rank's experts answer, then what all experts answer this rank's rows.
+    pub(crate) outputs: D::Matrix,
+    pub(crate) answers: D::Matrix,
+}
+
+/// Columns of each rank's part of what is gathered.
+pub(crate) struct Cols {
+    pub(crate) context: Vec<usize>,
+    pub(crate) projected: Vec<usize>,
+    pub(crate) logits: Vec<usize>,
+}
+
+impl<D: Device> Seat<D> {
+    /// Makes room for a shard.
+    pub fn new(
+        device: &mut D,
+        config: &ModelConfig,
+        spec: &ShardSpec,
+        room: &Room,
+    ) -> Result<Self, D::Error> {
+        let kv = KvShape {
+            windows: config.windows.clone(),
+            num_kv_heads: spec.key_value_heads(config).len(),
+            head_dim: config.head_dim,
+            block_size: room.block_size,
+            num_full_blocks: room.num_full_blocks,
+            num_sliding_blocks: room.num_sliding_blocks,
+        };
+        let no_rows = BatchLimits { max_rows: 0, max_slices: 0, max_logit_rows: 0 };
+        let limits = if spec.attention { room.limits } else { no_rows };
+        // Alone, outputs and answers change places.
+        let slots = room.limits.max_rows * room.num_homes * config.experts_per_token;
+        let exchange = ExchangeRoom {
+            normed: device.matrix(limits.max_rows, config.hidden_size)?,
+            routing: device.routing(limits.max_rows, config.experts_per_token)?,
+            outputs: device.matrix(slots, config.hidden_size)?,
+            answers: device.matrix(slots, config.hidden_size)?,
+        };
+        let attention = match spec.attention {
+            true => Some(AttentionRoom::new(device, config, spec, (limits, &kv))?),
+            false => None,
+        };
+        let bounds = Bounds {
+            limits,
+            kv,
+            window: config.window(),
+            vocab_size: config.vocab_size,
+            context: config.max_position_embeddings,
+        };
+        Ok(Self { config: config.clone(), spec: spec.clone(), bounds, attention, exchange })
+    }
+
+    pub(crate) fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    pub(crate) fn spec(&self) -> &ShardSpec {
+        &self.spec
+    }
+
+    /// The shard has other experts now.
+    pub(crate) fn set_experts(&mut self, experts: Vec<Vec<u32>>) {
+        self.spec.experts = experts;
+    }
+
+    pub(crate) fn max_logit_rows(&self) -> usize {
+        self.bounds.limits.max_logit_rows.max(1)
+    }
+
+    /// A plan's slices as columns, if there is room for them.
+    pub(crate) fn columns(
+        &self,
+        slices: &[SequenceSlice],
+        sampled_before: &HashMap<SequenceId, u32>,
+    ) -> Result<Columns, PlanError> {
+        batch::columns(slices, sampled_before, &self.bounds)
+    }
+}
+
+impl<D: Device> AttentionRoom<D> {
+    fn new(
+        device: &mut D,
+        config: &ModelConfig,
+        spec: &ShardSpec,
+        (limits, kv): (BatchLimits, &KvShape),
+    ) -> Result<Self, D::Error> {
+        let BatchLimits { max_rows, max_logit_rows, .. } = limits;
+        let local_width = spec.query_rows(config).len();
+        let width = config.num_attention_heads * config.head_dim;
+        let hidden = config.hidden_size;
+        let members = (0..spec.group.count).map(|index| ShardSpec {
+            group: Split { index, ..spec.group },
+            experts: Vec::new(),
+            attention: true,
+        });
+        let cols = |part: fn(&ShardSpec, &ModelConfig) -> std::ops::Range<usize>| {
+            members.clone().map(|member| part(&member, config).len()).collect()
+        };
+        let cols = Cols {
+            context: cols(ShardSpec::query_rows),
+            projected: cols(ShardSpec::output_rows),
+            logits: cols(ShardSpec::vocab_rows),
+        };
+        Ok(Self {
+            cols,
+            cache: device.kv_cache(kv)?,
+            batch: device.batch(limits, &config.rope)?,
+            hidden: device.matrix(max_rows, hidden)?,
+            queries: device.matrix(max_rows, local_width)?,
+            context: device.matrix(max_rows, local_width)?,
+            heads: device.matrix(max_rows, width)?,
+            projected: device.matrix(max_rows, spec.output_rows(config).len())?,
+            attended: device.matrix(max_rows, hidden)?,
+            logits_part: device.matrix(max_logit_rows, spec.vocab_rows(config).len())?,
+            logits: device.matrix(max_logit_rows, config.vocab_size)?,
+            samples: device.samples(max_logit_rows)?,
+        })
+    }
+}

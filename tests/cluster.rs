@@ -1,0 +1,200 @@
+//! A cluster of real processes: a coordinator and its workers, each at an
+//! address of its own, with mutual TLS between them.
+
+use crate::client::Client;
+use crate::network::{Network, Place};
+use crate::process::{Process, pause};
+use serde_json::Value;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const HTTP_PORT: u16 = 8000;
+const CLUSTER_PORT: u16 = 50061;
+
+/// How a cluster is made.
+#[derive(Clone, Debug)]
+pub struct ClusterSettings {
+    /// The binary.
+    pub binary: PathBuf,
+    /// The model, as the command line takes it.
+    pub model: String,
+    /// Ranks of a group.
+    pub tensor_parallel_size: u32,
+    /// Groups.
+    pub data_parallel_size: u32,
+    /// Workers that take experts alone, beside those of the groups.
+    pub num_experts_only: u32,
+    /// More arguments for the coordinator.
+    pub coordinator_arguments: Vec<String>,
+}
+
+/// A running cluster. Dropping it kills every process of it.
+#[derive(Debug)]
+pub struct TestCluster {
+    settings: ClusterSettings,
+    /// The cables.
+    pub network: Network,
+    places: Vec<Place>,
+    /// The first is the coordinator.
+    processes: Vec<Option<Process>>,
+    directory: TempDir,
+}
+
+impl TestCluster {
+    /// Starts the coordinator and as many workers as it waits for.
+    pub fn start(settings: ClusterSettings) -> Self {
+        let directory = tempfile::tempdir().expect("there is room for logs");
+        let num_workers =
+            settings.tensor_parallel_size * settings.data_parallel_size + settings.num_experts_only;
+        let certificates = directory.path().join("certs");
+        let made = Command::new(&settings.binary).arg("certs").arg(&certificates).output();
+        let made = made.expect("the binary can be run");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let mut network = Network::new();
+        let places = (0..=num_workers).map(|_| network.place()).collect();
+        let mut cluster = Self { settings, network, places, processes: Vec::new(), directory };
+        cluster.processes.resize_with(num_workers as usize + 1, || None);
+        for index in 0..=num_workers as usize {
+            cluster.revive(index);
+        }
+        cluster
+    }
+
+    /// Workers, by their index from 1; the coordinator is 0.
+    pub fn workers(&self) -> std::ops::Range<usize> {
+        1..self.places.len()
+    }
+
+    /// Where a process lives.
+    pub fn place(&self, index: usize) -> &Place {
+        &self.places[index]
+    }
+
+    /// A running process.
+    pub fn process(&mut self, index: usize) -> &mut Process {
+        self.processes[index].as_mut().expect("the process runs")
+    }
+
+    /// Whether a process has been started and not been killed.
+    pub fn is_running(&self, index: usize) -> bool {
+        self.processes[index].is_some()
+    }
+
+    /// Kills a process at once.
+    pub fn kill(&mut self, index: usize) {
+        self.processes[index] = None;
+    }
+
+    /// Starts a process that is not there.
+    pub fn revive(&mut self, index: usize) {
+        assert!(self.processes[index].is_none(), "one process for each place");
+        let arguments = if index == 0 { self.coordinator() } else { self.worker(index) };
+        let log = self.log_path(index);
+        self.processes[index] =
+            Some(Process::start(&self.settings.binary, &self.places[index], &arguments, &log));
+    }
+
+    /// Asks the coordinator.
+    pub fn client(&self) -> Client {
+        Client::new(&format!("http://{}:{HTTP_PORT}", self.address(0)))
+    }
+
+    /// Waits until requests are served.
+    pub fn wait_ready(&mut self, timeout: Duration) {
+        let client = self.client();
+        self.wait(timeout, "the cluster serves", |_| {
+            client.get("/ready").is_ok_and(|(status, _)| status == 200)
+        });
+    }
+
+    /// Waits until as many workers have a rank.
+    pub fn wait_ranks(&mut self, num_ranks: usize, timeout: Duration) {
+        let client = self.client();
+        self.wait(timeout, &format!("{num_ranks} ranks serve"), |_| {
+            client.get("/ready").is_ok_and(|(status, _)| status == 200)
+                && client.get("/v1/cluster").is_ok_and(|(_, status)| ranks(&status) == num_ranks)
+        });
+    }
+
+    fn wait(&mut self, timeout: Duration, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let until = Instant::now() + timeout;
+        while !is_so(self) {
+            assert!(Instant::now() < until, "{what} within {timeout:?}:\n{}", self.logs());
+            pause(Duration::from_millis(20));
+        }
+    }
+
+    /// What all processes have said, the end of it.
+    pub fn logs(&self) -> String {
+        let last = |text: String| text[text.ceil_char_boundary(text.len().saturating_sub(4000))..].to_owned();
+        let logs = (0..self.places.len()).map(|index| {
+            let text = std::fs::read_to_string(self.log_path(index)).unwrap_or_default();
+            format!("== process {index} at {}\n{}\n", self.address(index), last(text))
+        });
+        let status = self.client().get("/v1/cluster").map(|(_, status)| format!("{status:#}"));
+        logs.chain([format!("== /v1/cluster\n{}\n", status.unwrap_or_else(|error| error))]).collect()
+    }
+
+    fn coordinator(&self) -> Vec<String> {
+        let address = self.address(0);
+        let ClusterSettings { tensor_parallel_size, data_parallel_size, .. } = self.settings;
+        let arguments = format!(
+            "coordinator --host {address} --port {HTTP_PORT} --grpc-port 0 --cluster-listen {address}:{CLUSTER_PORT} \
+             --tensor-parallel-size {tensor_parallel_size} --data-parallel-size {data_parallel_size}"
+        );
+        let mut arguments = self.with_trust(&arguments, "coordinator");
+        arguments.extend(self.settings.coordinator_arguments.iter().cloned());
+        arguments
+    }
+
+    fn worker(&self, index: usize) -> Vec<String> {
+        let coordinator = self.address(0);
+        let num_attention = self.settings.tensor_parallel_size * self.settings.data_parallel_size;
+        let arguments = format!(
+            "worker --coordinator {coordinator}:{CLUSTER_PORT} --listen {}:0 --threads 1 --experts-only={}",
+            self.address(index),
+            index > num_attention as usize,
+        );
+        self.with_trust(&arguments, "worker")
+    }
+
+    fn with_trust(&self, arguments: &str, name: &str) -> Vec<String> {
+        let (command, rest) = arguments.split_once(' ').expect("a command has arguments");
+        let mut arguments = vec![command.to_owned(), self.settings.model.clone()];
+        arguments.extend(rest.split_whitespace().map(str::to_owned));
+        arguments.push("--tls-dir".to_owned());
+        arguments.push(self.directory.path().join("certs").join(name).display().to_string());
+        arguments
+    }
+
+    fn address(&self, index: usize) -> Ipv4Addr {
+        self.places[index].address
+    }
+
+    fn log_path(&self, index: usize) -> PathBuf {
+        self.directory.path().join(format!("{index}.log"))
+    }
+}
+
+impl ClusterSettings {
+    /// The demo model in a shape.
+    pub fn demo(binary: &Path, tensor_parallel_size: u32, data_parallel_size: u32) -> Self {
+        Self {
+            binary: binary.to_owned(),
+            model: "demo".to_owned(),
+            tensor_parallel_size,
+            data_parallel_size,
+            num_experts_only: 0,
+            coordinator_arguments: Vec::new(),
+        }
+    }
+}
+
+/// Workers that have a rank.
+fn ranks(status: &Value) -> usize {
+    let members = status["workers"].as_array().map_or(&[][..], Vec::as_slice);
+    members.iter().filter(|member| !member["rank"].is_null()).count()
+}
