@@ -79,6 +79,23 @@ impl Client {
         Ok(values.sum())
     }
 
+    /// One answer that is not streamed.
+    ///
+    /// # Errors
+    ///
+    /// The server cannot be reached, or refuses.
+    pub fn post(&self, path: &str, body: &Value) -> Result<Value, String> {
+        let request = self.agent.post(format!("{}{path}", self.url));
+        let request = request.header("content-type", "application/json");
+        let mut response = request.send(body.to_string()).map_err(|error| format!("{path}: {error}"))?;
+        let status = response.status().as_u16();
+        let text = response.body_mut().read_to_string().map_err(|error| format!("{path}: {error}"))?;
+        if status != 200 {
+            return Err(format!("{path}: status {status}: {text}"));
+        }
+        serde_json::from_str(&text).map_err(|error| format!("{path}: {error}: {text}"))
+    }
+
     /// Streams one answer to its end; each event is told.
     ///
     /// # Errors
@@ -86,7 +103,7 @@ impl Client {
     /// The stream failed, or ended early.
     pub fn ask(&self, question: &Question, on_event: &dyn Fn()) -> Result<Answer, String> {
         let body = json!({
-            "model": "demo", "prompt": question.prompt, "max_tokens": question.max_tokens,
+            "prompt": question.prompt, "max_tokens": question.max_tokens,
             "temperature": question.temperature, "seed": question.seed, "ignore_eos": true,
             "stream": true, "stream_options": {"include_usage": true},
         });

@@ -193,6 +193,52 @@ impl ClusterSettings {
     }
 }
 
+/// `chorale serve` as one process.
+#[derive(Debug)]
+pub struct Server {
+    url: String,
+    process: Process,
+    _directory: TempDir,
+}
+
+impl Server {
+    /// Starts it on a free port of the loopback, and waits until it serves.
+    pub fn start(binary: &Path, model: &str, more: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("there is room for logs");
+        let log = directory.path().join("log");
+        let mut arguments = vec!["serve", model, "--port", "0", "--grpc-port", "0"];
+        arguments.extend(more);
+        let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
+        let mut process = Process::start(binary, &Place::loopback(), &arguments, &log);
+        let until = Instant::now() + Duration::from_secs(60);
+        let url = loop {
+            let log = process.log();
+            if let Some(url) = log.lines().find(|line| line.contains(" ready ")).and_then(url_in) {
+                break url;
+            }
+            assert!(Instant::now() < until && !process.has_ended(), "the server serves:\n{log}");
+            pause(Duration::from_millis(20));
+        };
+        Self { url, process, _directory: directory }
+    }
+
+    /// Asks it.
+    pub fn client(&self) -> Client {
+        Client::new(&self.url)
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+/// `http="http://127.0.0.1:8000"` in a line of log.
+fn url_in(line: &str) -> Option<String> {
+    let (_, rest) = line.split_once("http=\"")?;
+    Some(rest.split_once('"')?.0.to_owned())
+}
+
 /// Workers that have a rank.
 fn ranks(status: &Value) -> usize {
     let members = status["workers"].as_array().map_or(&[][..], Vec::as_slice);

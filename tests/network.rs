@@ -122,6 +122,11 @@ impl Default for Network {
 }
 
 impl Place {
+    /// The host's own, at the loopback.
+    pub fn loopback() -> Self {
+        Self { address: Ipv4Addr::LOCALHOST, namespace: None, cable: None }
+    }
+
     /// A command that runs at this place.
     pub fn command(&self, program: &str) -> Command {
         match &self.namespace {

@@ -17,6 +17,7 @@ mod mesh;
 mod round;
 mod rows;
 mod transport;
+mod wire;
 
 pub use loads::Loads;
 pub use local::{LocalAbort, LocalTransport, local};

@@ -12,16 +12,14 @@ use crate::layout::{self, Layout};
 use crate::loads::Loads;
 use crate::round::{self, Asked, Round};
 use crate::rows::{self, Format};
-use crate::transport::{Fault, Frame, Transport};
+use crate::transport::{Fault, Transport};
+use crate::wire::Wire;
 use crate::{Arrived, Home, Link, LinkError};
 use bytes::Bytes;
 use chorale_device::{Choice, Device};
 use chorale_plan::{Epoch, ExchangeOptions, Placement, Rank, Shape};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// Exchanges of a layer: two gathers, a dispatch and a combine.
-const EXCHANGES: u32 = 4;
+use std::time::Duration;
 
 /// A rank's place in a world, and the sizes of what it exchanges.
 #[derive(Clone, Debug)]
@@ -94,18 +92,6 @@ pub struct Mesh<D: Device, T> {
     arrived: D::Matrix,
 }
 
-/// The transport, and where in the step the rank is.
-struct Wire<T> {
-    transport: T,
-    epoch: Epoch,
-    num_layers: usize,
-    step: u64,
-    layer: usize,
-    /// Within the layer; behind the last layer, gathers only.
-    exchange: u32,
-    waited: Duration,
-}
-
 impl<D: Device, T: Transport> Mesh<D, T> {
     /// Takes a place in a world whose ranks `transport` connects.
     pub fn new(
@@ -115,15 +101,6 @@ impl<D: Device, T: Transport> Mesh<D, T> {
         placement: Placement,
     ) -> Result<Self, PlaceError<D::Error>> {
         place.check(&placement).map_err(PlaceError::unfit)?;
-        let wire = Wire {
-            transport,
-            epoch: place.epoch,
-            num_layers: place.num_layers,
-            step: 0,
-            layer: 0,
-            exchange: 0,
-            waited: Duration::ZERO,
-        };
         let format = Format {
             cols: place.hidden_size,
             top_k: place.top_k,
@@ -133,7 +110,7 @@ impl<D: Device, T: Transport> Mesh<D, T> {
         };
         let groups = groups(device, &place, &placement)?;
         Ok(Self {
-            wire,
+            wire: Wire::new(transport, &place),
             layout: Layout::new(place.shape, place.rank),
             format,
             groups,
@@ -273,66 +250,9 @@ fn groups<D: Device>(
         .collect::<Result<_, _>>()?)
 }
 
-impl<T: Transport> Wire<T> {
-    fn next_layer(&mut self) {
-        self.layer += 1;
-        self.exchange = 0;
-    }
-
-    fn number(&self) -> u32 {
-        self.layer as u32 * EXCHANGES + self.exchange
-    }
-
-    fn send(&mut self, to: Rank, payload: Bytes) -> Result<(), Fault> {
-        let frame = Frame { epoch: self.epoch, step: self.step, exchange: self.number(), payload };
-        let started = Instant::now();
-        let sent = self.transport.send(to, frame);
-        self.waited += started.elapsed();
-        sent
-    }
-
-    fn receive(&mut self, from: Rank) -> Result<Bytes, Fault> {
-        let started = Instant::now();
-        let frame = self.transport.receive(from);
-        self.waited += started.elapsed();
-        let frame = frame?;
-        if (frame.epoch, frame.step, frame.exchange) != (self.epoch, self.step, self.number()) {
-            let show = |epoch: Epoch, step, exchange| {
-                format!("exchange {exchange} of step {step} of epoch {}", epoch.0)
-            };
-            return Err(Fault::Astray {
-                rank: from,
-                found: show(frame.epoch, frame.step, frame.exchange),
-                expected: show(self.epoch, self.step, self.number()),
-            });
-        }
-        Ok(frame.payload)
-    }
-
-    /// What the current exchange is called.
-    fn name(&self) -> String {
-        let what = match self.exchange {
-            2 if self.layer < self.num_layers => "dispatch".to_owned(),
-            3 if self.layer < self.num_layers => "combine".to_owned(),
-            gather => format!("gather {gather}"),
-        };
-        if self.layer < self.num_layers {
-            format!("layer {}, {what}", self.layer)
-        } else {
-            format!("head, {what}")
-        }
-    }
-
-    fn fault<E>(&self, fault: Fault) -> LinkError<E> {
-        LinkError::Peer { step: self.step, exchange: self.name(), fault }
-    }
-}
-
 impl<D: Device, T: Transport> Link<D> for Mesh<D, T> {
     fn begin(&mut self, step: u64) {
-        self.wire.step = step;
-        self.wire.layer = 0;
-        self.wire.exchange = 0;
+        self.wire.begin(step);
     }
 
     fn all_gather(
@@ -351,7 +271,7 @@ impl<D: Device, T: Transport> Link<D> for Mesh<D, T> {
         } else {
             let values = device.read(part)?;
             let num_rows = values.len() / cols[(own.0 - group.start) as usize];
-            let gathered = gather(wire, own, group, cols, &values, num_rows);
+            let gathered = wire.gather(own, group, cols, &values, num_rows);
             device.write(&gathered.map_err(|fault| wire.fault(fault))?, whole)?;
         }
         wire.exchange += 1;
@@ -364,7 +284,7 @@ impl<D: Device, T: Transport> Link<D> for Mesh<D, T> {
         rows: &'a D::Matrix,
         routing: &D::Routing,
     ) -> Result<Arrived<'a, D>, LinkError<D::Error>> {
-        self.wire.exchange = 2;
+        self.wire.come_to(2);
         let layer = self.wire.layer;
         let routes = device.read_routing(routing)?;
         self.round = Round::ask(&self.layout, &self.placement.layers[layer], &routes);
@@ -406,7 +326,6 @@ impl<D: Device, T: Transport> Link<D> for Mesh<D, T> {
         if is_mixed {
             device.write(&arrived, &mut self.arrived)?;
         }
-        self.wire.exchange = 3;
         let rows = if is_mixed { &self.arrived } else { rows };
         Ok(Arrived { rows, groups: &self.groups[layer] })
     }
@@ -417,6 +336,7 @@ impl<D: Device, T: Transport> Link<D> for Mesh<D, T> {
         outputs: &mut D::Matrix,
         home: &mut D::Matrix,
     ) -> Result<Home, LinkError<D::Error>> {
+        self.wire.come_to(3);
         let is_fast = self.place.exchange.fast_combine;
         if self.layout.shape.num_ranks == 1 && !is_fast {
             // Alone, slots are in order as they are.
@@ -430,39 +350,4 @@ impl<D: Device, T: Transport> Link<D> for Mesh<D, T> {
         self.wire.next_layer();
         Ok(if is_fast { Home::Sums } else { Home::Choices })
     }
-}
-
-/// Exchanges columns inside a group, and joins them.
-fn gather<T: Transport>(
-    wire: &mut Wire<T>,
-    own: Rank,
-    group: std::ops::Range<u32>,
-    cols: &[usize],
-    values: &[f32],
-    num_rows: usize,
-) -> Result<Vec<f32>, Fault> {
-    let mut payload = Vec::new();
-    rows::write_f32s(values, &mut payload);
-    let payload = Bytes::from(payload);
-    for to in group.clone().map(Rank).filter(|&to| to != own) {
-        wire.send(to, payload.clone())?;
-    }
-    let width: usize = cols.iter().sum();
-    let mut whole = vec![0.0; num_rows * width];
-    let mut first = 0;
-    for (from, &cols) in group.map(Rank).zip(cols) {
-        let received = (from != own).then(|| wire.receive(from)).transpose()?;
-        let len = num_rows * cols;
-        let payload = received.as_ref().unwrap_or(&payload);
-        if payload.len() != 4 * len {
-            let reason = format!("it has {} bytes for {num_rows} rows of {cols} columns", payload.len());
-            return Err(Fault::Malformed { rank: from, reason });
-        }
-        let mut part = rows::f32s(payload);
-        for row in whole.chunks_exact_mut(width) {
-            row[first..first + cols].iter_mut().zip(&mut part).for_each(|(to, value)| *to = value);
-        }
-        first += cols;
-    }
-    Ok(whole)
 }

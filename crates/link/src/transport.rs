@@ -28,6 +28,10 @@ pub trait Transport: Send {
 
     /// The next frame of a rank.
     fn receive(&mut self, from: Rank) -> Result<Frame, Fault>;
+
+    /// The rank has come to its next exchange, with or without frames in it:
+    /// told for those who watch whether it gets on.
+    fn come_to_exchange(&mut self) {}
 }
 
 impl<T: Transport + ?Sized> Transport for Box<T> {
@@ -37,6 +41,10 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
 
     fn receive(&mut self, from: Rank) -> Result<Frame, Fault> {
         (**self).receive(from)
+    }
+
+    fn come_to_exchange(&mut self) {
+        (**self).come_to_exchange();
     }
 }
 

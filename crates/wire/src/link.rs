@@ -13,7 +13,10 @@ pub mod v1 {
     tonic::include_proto!("chorale.link.v1");
 }
 
-/// A frame on its way.
+/// The most that a frame holds.
+pub const MAX_PIECE_BYTES: usize = 1 << 20;
+
+/// A frame on its way, or a piece of a large one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Carried {
     /// The sender's membership.
@@ -24,6 +27,8 @@ pub struct Carried {
     pub exchange: u32,
     /// What crosses.
     pub payload: Bytes,
+    /// What of it follows in further pieces.
+    pub bytes_to_come: u64,
 }
 
 /// A frame is not as it was sent.
@@ -34,9 +39,10 @@ pub struct Damaged;
 impl From<Carried> for v1::Frame {
     /// Computes the checksum: it should not happen where somebody waits.
     fn from(frame: Carried) -> Self {
-        let Carried { epoch: Epoch(epoch), step, exchange, payload } = frame;
-        let crc32 = checksum(epoch, step, exchange, &payload);
-        Self { epoch, step, exchange, crc32, payload }
+        let Carried { epoch: Epoch(epoch), step, exchange, payload, bytes_to_come } = frame;
+        let mut message = Self { epoch, step, exchange, crc32: 0, payload, bytes_to_come };
+        message.crc32 = checksum(&message);
+        message
     }
 }
 
@@ -44,21 +50,23 @@ impl TryFrom<v1::Frame> for Carried {
     type Error = Damaged;
 
     fn try_from(message: v1::Frame) -> Result<Self, Damaged> {
-        let v1::Frame { epoch, step, exchange, crc32, payload } = message;
-        if crc32 != checksum(epoch, step, exchange, &payload) {
+        if message.crc32 != checksum(&message) {
             return Err(Damaged);
         }
-        Ok(Self { epoch: Epoch(epoch), step, exchange, payload })
+        let v1::Frame { epoch, step, exchange, payload, bytes_to_come, .. } = message;
+        Ok(Self { epoch: Epoch(epoch), step, exchange, payload, bytes_to_come })
     }
 }
 
-fn checksum(epoch: u64, step: u64, exchange: u32, payload: &[u8]) -> u32 {
+/// Of everything but the checksum.
+fn checksum(frame: &v1::Frame) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&epoch.to_le_bytes());
-    hasher.update(&step.to_le_bytes());
-    hasher.update(&exchange.to_le_bytes());
-    hasher.update(&(payload.len() as u64).to_le_bytes());
-    hasher.update(payload);
+    hasher.update(&frame.epoch.to_le_bytes());
+    hasher.update(&frame.step.to_le_bytes());
+    hasher.update(&frame.exchange.to_le_bytes());
+    hasher.update(&(frame.payload.len() as u64).to_le_bytes());
+    hasher.update(&frame.bytes_to_come.to_le_bytes());
+    hasher.update(&frame.payload);
     hasher.finalize()
 }
 
@@ -99,7 +107,7 @@ mod tests {
 
     fn frame() -> v1::Frame {
         let payload = Bytes::from_static(b"rows and rows and rows");
-        Carried { epoch: Epoch(3), step: 1 << 40, exchange: 70, payload }.into()
+        Carried { epoch: Epoch(3), step: 1 << 40, exchange: 70, payload, bytes_to_come: 5 }.into()
     }
 
     #[test]

@@ -226,7 +226,7 @@ impl<D: Device> Placed<D> {
     }
 
     /// What outlives the place.
-    pub(crate) fn give_up(mut self: Box<Self>) -> (Weights<D>, D) {
+    pub(crate) fn give_up(mut self) -> (Weights<D>, D) {
         self.stop_preparing("the rank gave its place up");
         let (device, weights) = self.model.take_apart();
         (weights, device)

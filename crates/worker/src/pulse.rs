@@ -93,4 +93,8 @@ impl Transport for Watched {
     fn receive(&mut self, from: Rank) -> Result<Frame, Fault> {
         self.wait(from, |transport| transport.receive(from))
     }
+
+    fn come_to_exchange(&mut self) {
+        self.watch.progress();
+    }
 }

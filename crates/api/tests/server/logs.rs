@@ -6,6 +6,7 @@ use chorale_api::KeySettings;
 use serde_json::Value;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
+use tracing::subscriber::NoSubscriber;
 use tracing_subscriber::fmt::MakeWriter;
 
 #[derive(Clone, Default)]
@@ -33,6 +34,9 @@ impl<'a> MakeWriter<'a> for Lines {
 /// On one thread, so that the thread's subscriber sees every task.
 #[tokio::test]
 async fn each_request_has_a_line_without_text() {
+    // While there is but one subscriber, a line that another test's thread comes
+    // to first is switched off for all of them.
+    let _other = tracing::Dispatch::new(NoSubscriber::default());
     let lines = Lines::default();
     let subscriber = tracing_subscriber::fmt()
         .json()

@@ -58,7 +58,9 @@ pub(super) fn start(
             let plan = plan.await.context("the loading thread ended")??;
             let on_load = on_load(&setup, &plan, &tell);
             let Plan { shape, devices, checkpoint, room, .. } = plan;
-            let ranks = LocalRanks::start(shape, devices, Arc::clone(&checkpoint), wire_room(&room), on_load);
+            let room_and_exchange = (wire_room(&room), local::exchange(&setup.config));
+            let ranks =
+                LocalRanks::start(shape, devices, Arc::clone(&checkpoint), room_and_exchange, on_load);
             anyhow::Ok((ranks.await?, shape, checkpoint, room, plan.max_model_len, plan.threads))
         };
         let outcome = tokio::select! {

@@ -1,6 +1,7 @@
 //! The ranks of this process: threads that share its memory and divide its
 //! processors, behind the engine's own interface.
 
+use crate::config::{Config, DispatchDtype};
 use chorale_coordinator::{Executor, StepError};
 use chorale_device::Cpu;
 use chorale_link::local;
@@ -9,7 +10,8 @@ use chorale_model::checkpoint::Checkpoint;
 use chorale_model::config::ModelConfig;
 use chorale_model::shard::{ShardSpec, split};
 use chorale_plan::{
-    Assignment, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, Shape, StepOutput, StepPlan,
+    Assignment, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, RowFormat, Shape, StepOutput,
+    StepPlan,
 };
 use chorale_worker::{Rank, RankError};
 use std::num::NonZeroUsize;
@@ -52,6 +54,18 @@ pub(super) fn shards(shape: Shape, config: &ModelConfig) -> Vec<ShardSpec> {
     shape.ranks().map(|rank| ShardSpec::of(shape, rank, &placement)).collect()
 }
 
+/// How the settings want rows to be exchanged.
+pub(super) fn exchange(settings: &Config) -> ExchangeOptions {
+    ExchangeOptions {
+        timeout_ms: EXCHANGE_TIMEOUT.as_millis() as u32,
+        dispatch: match settings.dispatch_dtype {
+            DispatchDtype::F32 => RowFormat::F32,
+            DispatchDtype::Int8 => RowFormat::Int8,
+        },
+        fast_combine: settings.fast_combine,
+    }
+}
+
 /// One device for each rank: the threads are dealt out evenly.
 pub(super) fn devices(shape: Shape, num_threads: Option<usize>) -> anyhow::Result<Vec<Cpu>> {
     let available = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -69,7 +83,7 @@ impl LocalRanks {
         shape: Shape,
         devices: Vec<Cpu>,
         checkpoint: Arc<Checkpoint>,
-        room: Room,
+        (room, exchange): (Room, ExchangeOptions),
         on_load: OnLoad,
     ) -> Result<Self, RankError> {
         let config = checkpoint.config();
@@ -93,11 +107,7 @@ impl LocalRanks {
                 addresses: Vec::new(),
                 placement: placement.clone(),
                 room,
-                exchange: ExchangeOptions {
-                    timeout_ms: EXCHANGE_TIMEOUT.as_millis() as u32,
-                    dispatch: Default::default(),
-                    fast_combine: false,
-                },
+                exchange,
             };
             let (progress, on_load) = (Arc::clone(&progress), Arc::clone(&on_load));
             let on_progress = Box::new(move |report| tell(&progress, id, report, &on_load));

@@ -3,7 +3,7 @@
 
 use super::config::{ClusterConfig, ClusterConfigError};
 use super::executor::{ClusterExecutor, Request};
-use super::join::{Join, home_of, part};
+use super::join::{Join, Wrong, home_of, part};
 use super::member::MemberId;
 use super::membership::{Action, Event, Membership, World};
 use super::status::ClusterStatus;
@@ -208,7 +208,12 @@ impl Driver {
                     let _ = running.reply.send(Ok(output));
                 }
             }
-            Err(wrong) => self.apply(Event::Wrong { member, reason: wrong.reason }),
+            // Not always the one that spoke last.
+            Err(Wrong { rank, reason }) => {
+                if let Some(&member) = world.members.get(rank.0 as usize) {
+                    self.apply(Event::Wrong { member, reason });
+                }
+            }
         }
     }
 

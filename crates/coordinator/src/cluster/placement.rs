@@ -67,7 +67,7 @@ pub(super) fn imbalance(placement: &Placement, loads: &[Vec<u64>], capacities: &
     for (layer, loads) in placement.layers.iter().zip(loads) {
         let times = times(layer, loads, capacities);
         busiest += times.iter().copied().fold(0.0, f64::max);
-        mean += loads.iter().sum::<u64>() as f64 / total_speed;
+        mean += loads.iter().map(|&load| load as f64).sum::<f64>() / total_speed;
     }
     if mean > 0.0 { busiest / mean } else { 1.0 }
 }

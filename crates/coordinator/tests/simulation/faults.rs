@@ -38,7 +38,7 @@ impl Simulation {
                 self.at(delay + 2000, Next::Restart(index));
             }
             11 => self.talk_nonsense(index),
-            12 if self.draw.percent(40) => self.restart_coordinator(),
+            12 if self.draw.below(100) < 40 => self.restart_coordinator(),
             _ => {}
         }
     }

@@ -132,8 +132,8 @@ fn config(draw: &mut Draw) -> ClusterConfig {
 /// Some have little memory: without them, or with them alone, nothing fits.
 fn some_workers(draw: &mut Draw, num_workers: usize, num_wanted: usize) -> Vec<Worker> {
     let worker = |index| {
-        let memory_bytes = if draw.percent(50) { 130 + draw.below(120) } else { 240 + draw.below(400) };
-        let experts_only = index >= num_wanted && draw.percent(40);
+        let memory_bytes = if draw.below(100) < 50 { 130 + draw.below(120) } else { 240 + draw.below(400) };
+        let experts_only = index >= num_wanted && draw.below(100) < 40;
         Worker::new(index as u64, index, memory_bytes, draw.below(5), experts_only)
     };
     (0..num_workers).map(worker).collect()
@@ -366,7 +366,8 @@ impl Simulation {
     fn want_step(&mut self) {
         if !self.is_step_due {
             self.is_step_due = true;
-            let delay = 5 + if self.draw.percent(5) { self.draw.below(1500) } else { self.draw.below(60) };
+            let delay =
+                5 + if self.draw.below(100) < 5 { self.draw.below(1500) } else { self.draw.below(60) };
             self.at(delay, Next::Step);
         }
     }
@@ -538,7 +539,7 @@ impl Simulation {
             let reason = "an exchange failed".to_owned();
             FromWorker::Lost { epoch, step, blamed: Some(blamed), reason }
         };
-        let liar = self.workers[index].is_liar && self.draw.percent(30);
+        let liar = self.workers[index].is_liar && self.draw.below(100) < 30;
         if liar && let Some(&(rank, _)) = peers.first() {
             self.workers[index].work = None;
             self.send(index, lost(rank));

@@ -3,12 +3,12 @@
 //! broken: the epoch is over for this pair.
 
 use super::world::{Peer, World};
-use crate::transport::Fault;
+use crate::transport::{Fault, Frame};
 use chorale_plan::Rank;
 use chorale_wire::link::v1::carry_request::Part;
 use chorale_wire::link::v1::link_client::LinkClient;
 use chorale_wire::link::v1::{CarryReply, CarryRequest};
-use chorale_wire::link::{Carried, Introduction};
+use chorale_wire::link::{Carried, Introduction, MAX_PIECE_BYTES};
 use chorale_wire::tls::{self, Tls, reason_of};
 use futures_util::Stream;
 use std::sync::Arc;
@@ -70,7 +70,8 @@ async fn open(world: &Arc<World>, to: Rank, tls: Option<&Tls>) -> Result<Opened,
     let introduction = Introduction { epoch: membership.epoch, from: membership.rank, to };
     let (taken_in, is_taken_in) = oneshot::channel();
     let (draining, drained) = oneshot::channel();
-    let sending = Sending { world: world.clone(), to, is_taken_in: Some(is_taken_in), _drained: draining };
+    let sending =
+        Sending { world: world.clone(), to, is_taken_in: Some(is_taken_in), rest: None, _drained: draining };
     let requests = requests(introduction, sending);
     let replies = LinkClient::new(channel).carry(requests).await.map_err(|status| said(&status))?;
     let mut replies = replies.into_inner();
@@ -90,6 +91,8 @@ struct Sending {
     to: Rank,
     /// Frames must wait: a try that fails takes none with it.
     is_taken_in: Option<oneshot::Receiver<()>>,
+    /// Of a frame that goes in pieces.
+    rest: Option<Frame>,
     _drained: oneshot::Sender<()>,
 }
 
@@ -102,13 +105,17 @@ fn requests(introduction: Introduction, sending: Sending) -> impl Stream<Item = 
         if let Some(is_taken_in) = sending.is_taken_in.take() {
             is_taken_in.await.ok()?;
         }
-        let frame = sending.world.peer(sending.to)?.outgoing.pop().await?;
-        let carried = Carried {
-            epoch: frame.epoch,
-            step: frame.step,
-            exchange: frame.exchange,
-            payload: frame.payload,
+        let mut frame = match sending.rest.take() {
+            Some(rest) => rest,
+            None => sending.world.peer(sending.to)?.outgoing.pop().await?,
         };
+        let Frame { epoch, step, exchange, .. } = frame;
+        let payload = frame.payload.split_to(frame.payload.len().min(MAX_PIECE_BYTES));
+        let bytes_to_come = frame.payload.len() as u64;
+        if bytes_to_come > 0 {
+            sending.rest = Some(frame);
+        }
+        let carried = Carried { epoch, step, exchange, payload, bytes_to_come };
         Some((CarryRequest { part: Some(Part::Frame(carried.into())) }, (None, sending)))
     })
 }

@@ -10,6 +10,8 @@ use tokio::sync::Notify;
 /// Frames that wait. Ranks run in step, so more than one layer's never wait
 /// unless a rank is lost.
 const MAX_FRAMES: usize = 8;
+/// Bytes that wait before there is no room for another frame, however large.
+const MAX_BYTES: usize = 64 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Lane {
@@ -30,6 +32,11 @@ struct State {
 }
 
 impl State {
+    fn has_room(&self) -> bool {
+        let num_bytes: usize = self.frames.iter().map(|frame| frame.payload.len()).sum();
+        self.frames.len() < MAX_FRAMES && num_bytes < MAX_BYTES
+    }
+
     /// The next frame, or the end: without a fault if it was closed.
     fn take(&mut self) -> Option<Result<Frame, Option<Fault>>> {
         match &self.fault {
@@ -51,7 +58,7 @@ impl Lane {
         let pushed = self.wait(deadline, |state| match &state.fault {
             Some(fault) => Some(Err(fault.clone())),
             None if state.is_closed => Some(Err(Fault::Over)),
-            None if state.frames.len() < MAX_FRAMES => {
+            None if state.has_room() => {
                 state.frames.extend(frame.take());
                 Some(Ok(()))
             }
@@ -90,7 +97,7 @@ impl Lane {
                 if state.fault.is_some() || state.is_closed {
                     return false;
                 }
-                if state.frames.len() < MAX_FRAMES {
+                if state.has_room() {
                     state.frames.push_back(frame);
                     self.changed.notify_all();
                     return true;
@@ -171,6 +178,16 @@ mod tests {
         }
         assert_eq!(lane.push_blocking(frame(99), soon()), Ok(false));
         assert_eq!(lane.pop_blocking(soon()), Ok(Some(frame(0))));
+    }
+
+    #[test]
+    fn large_frames_wait_one_by_one() {
+        let lane = Lane::default();
+        let large = Frame { payload: vec![0; MAX_BYTES].into(), ..frame(0) };
+        assert_eq!(lane.push_blocking(large.clone(), soon()), Ok(true));
+        assert_eq!(lane.push_blocking(frame(1), soon()), Ok(false));
+        assert_eq!(lane.pop_blocking(soon()), Ok(Some(large)));
+        assert_eq!(lane.push_blocking(frame(1), soon()), Ok(true));
     }
 
     #[test]

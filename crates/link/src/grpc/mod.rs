@@ -11,6 +11,7 @@
 
 mod dial;
 mod lane;
+mod pieces;
 mod port;
 mod transport;
 mod world;

@@ -2,15 +2,16 @@
 //! epoch. Ranks that come before this one knows of their epoch wait a little.
 
 use super::dial::{dial_all, said};
+use super::pieces::Pieces;
 use super::transport::{EndHandle, GrpcTransport};
 use super::world::{Connecting, Membership, World};
-use crate::transport::{Fault, Frame};
+use crate::transport::Fault;
 use chorale_plan::Rank;
 use chorale_wire::cluster::MAX_RANKS;
 use chorale_wire::link::v1::carry_request::Part;
 use chorale_wire::link::v1::link_server::{Link, LinkServer};
 use chorale_wire::link::v1::{CarryReply, CarryRequest};
-use chorale_wire::link::{Carried, Introduction};
+use chorale_wire::link::{Carried, Introduction, MAX_PIECE_BYTES};
 use chorale_wire::listener::accept;
 use chorale_wire::tls::{self, Tls};
 use futures_util::{Stream, StreamExt, stream};
@@ -113,8 +114,8 @@ impl LinkPort {
             .max_concurrent_streams(MAX_CALLS)
             .http2_keepalive_interval(Some(PING_INTERVAL))
             .http2_keepalive_timeout(Some(PING_TIMEOUT));
-        let door = LinkServer::new(Door { registry: registry.clone() })
-            .max_decoding_message_size(config.max_frame_bytes.saturating_add(OVERHEAD_BYTES));
+        let door = Door { registry: registry.clone(), max_frame_bytes: config.max_frame_bytes };
+        let door = LinkServer::new(door).max_decoding_message_size(MAX_PIECE_BYTES + OVERHEAD_BYTES);
         let router = tls::serve(server, config.tls.as_ref())?.add_service(door);
         let serving = router.serve_with_incoming(accept(listener, MAX_CONNECTIONS));
         let serving = tokio::spawn(async move {
@@ -202,6 +203,7 @@ impl Registry {
 /// The service.
 struct Door {
     registry: Arc<Registry>,
+    max_frame_bytes: usize,
 }
 
 type Replies = Pin<Box<dyn Stream<Item = Result<CarryReply, Status>> + Send>>;
@@ -215,7 +217,7 @@ impl Link for Door {
         let introduced = timeout(INTRODUCTION_TIMEOUT, introduction(&mut requests)).await;
         let introduction = introduced.map_err(|_| Status::invalid_argument("nobody was introduced"))??;
         let world = self.registry.find(&introduction).await?;
-        let arrival = Arrival::new(world, &introduction)?;
+        let arrival = Arrival::new(world, &introduction, self.max_frame_bytes)?;
         let taken_in = stream::once(async { Ok(CarryReply {}) });
         let end = stream::once(async move { Err(arrival.receive(requests).await) });
         Ok(Response::new(Box::pin(taken_in.chain(end))))
@@ -236,10 +238,11 @@ struct Arrival {
     world: Arc<World>,
     from: Rank,
     fault: Fault,
+    max_frame_bytes: usize,
 }
 
 impl Arrival {
-    fn new(world: Arc<World>, introduction: &Introduction) -> Result<Self, Status> {
+    fn new(world: Arc<World>, introduction: &Introduction, max_frame_bytes: usize) -> Result<Self, Status> {
         let Introduction { from, to, .. } = *introduction;
         if to != world.membership.rank {
             let reason = format!("this is rank {}, not rank {}", world.membership.rank.0, to.0);
@@ -252,7 +255,7 @@ impl Arrival {
             return Err(Status::already_exists(format!("rank {} carries already", from.0)));
         }
         let fault = Fault::Broken { rank: from, reason: "the connection was lost".to_owned() };
-        Ok(Self { world, from, fault })
+        Ok(Self { world, from, fault, max_frame_bytes })
     }
 
     /// Gives what the sender is told.
@@ -269,9 +272,13 @@ impl Arrival {
             Err(Stop::Damaged) => {
                 (Fault::Damaged { rank }, Status::data_loss("a frame was damaged on its way"))
             }
-            Err(Stop::Unexpected) => {
-                let reason = "something that is no frame".to_owned();
-                (Fault::Malformed { rank, reason }, Status::invalid_argument("only frames follow"))
+            Err(Stop::Malformed(reason)) => {
+                let status = Status::invalid_argument(reason.clone());
+                (Fault::Malformed { rank, reason }, status)
+            }
+            Err(Stop::TooLarge(reason)) => {
+                let status = Status::out_of_range(reason.clone());
+                (Fault::Malformed { rank, reason }, status)
             }
             Err(Stop::Status(status)) if status.code() == Code::OutOfRange => {
                 (Fault::Malformed { rank, reason: said(&status) }, status)
@@ -284,10 +291,15 @@ impl Arrival {
 
     async fn receive_all(&self, requests: &mut Streaming<CarryRequest>) -> Result<(), Stop> {
         let lane = &self.world.peer(self.from).ok_or(Stop::Over)?.incoming;
+        let mut pieces = Pieces::new(self.max_frame_bytes);
         while let Some(request) = requests.message().await? {
-            let Some(Part::Frame(frame)) = request.part else { return Err(Stop::Unexpected) };
-            let Carried { epoch, step, exchange, payload } = frame.try_into().map_err(|_| Stop::Damaged)?;
-            if !lane.push(Frame { epoch, step, exchange, payload }).await {
+            let Some(Part::Frame(frame)) = request.part else {
+                return Err(Stop::Malformed("something that is no frame".to_owned()));
+            };
+            let carried = Carried::try_from(frame).map_err(|_| Stop::Damaged)?;
+            if let Some(frame) = pieces.add(carried)?
+                && !lane.push(frame).await
+            {
                 return Err(Stop::Over);
             }
         }
@@ -304,10 +316,11 @@ impl Drop for Arrival {
 }
 
 /// Why nothing more is received.
-enum Stop {
+pub(super) enum Stop {
     Over,
     Damaged,
-    Unexpected,
+    Malformed(String),
+    TooLarge(String),
     Status(Status),
 }
 

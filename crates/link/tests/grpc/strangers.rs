@@ -37,7 +37,8 @@ fn introduction(epoch: u64, from: u32, to: u32) -> Part {
 }
 
 fn good_frame() -> Frame {
-    Carried { epoch: Epoch(5), step: 1, exchange: 0, payload: Bytes::from_static(b"rows") }.into()
+    Carried { epoch: Epoch(5), step: 1, exchange: 0, payload: Bytes::from_static(b"rows"), bytes_to_come: 0 }
+        .into()
 }
 
 /// What comes of an introduction and a frame, at both ends.
@@ -63,10 +64,15 @@ async fn a_damaged_frame_is_found_and_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frame_above_the_bound_is_not_read() {
-    let payload = Bytes::from(vec![0; 2 * MAX_BYTES]);
-    let (received, status) = send(Carried { epoch: Epoch(5), step: 1, exchange: 0, payload }.into()).await;
-    assert!(matches!(received, Err(Fault::Malformed { rank: Rank(1), .. })), "{received:?}");
-    assert_eq!(status.code(), Code::OutOfRange);
+    let rows = Bytes::from_static(b"rows");
+    let piece =
+        Carried { epoch: Epoch(5), step: 1, exchange: 0, payload: rows, bytes_to_come: MAX_BYTES as u64 };
+    let whole = Carried { payload: vec![0; 3 << 20].into(), bytes_to_come: 0, ..piece.clone() };
+    for frame in [piece, whole] {
+        let (received, status) = send(frame.into()).await;
+        assert!(matches!(received, Err(Fault::Malformed { rank: Rank(1), .. })), "{received:?}");
+        assert_eq!(status.code(), Code::OutOfRange);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,6 +6,7 @@
 mod agreement;
 mod engine;
 mod invariance;
+mod ranks;
 mod tensors;
 
 const MODELS: [&str; 3] = ["a-small", "b-awkward", "c-ratio"];

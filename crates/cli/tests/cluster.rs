@@ -1,0 +1,95 @@
+//! Clusters of real processes, each with an address of its own: the same
+//! answers whatever the shape, and through whatever happens to workers.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
+
+use chorale_e2e::chaos::{self, ChaosSettings};
+use chorale_e2e::client::Client;
+use chorale_e2e::cluster::{ClusterSettings, TestCluster};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::Duration;
+
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_chorale"))
+}
+
+/// A shape: ranks of a group, groups, and workers with experts alone.
+type Shape = (u32, u32, u32);
+
+fn cluster(model: &str, (tensor_parallel_size, data_parallel_size, num_experts_only): Shape) -> TestCluster {
+    let demo = ClusterSettings::demo(binary(), tensor_parallel_size, data_parallel_size);
+    let mut cluster =
+        TestCluster::start(ClusterSettings { model: model.to_owned(), num_experts_only, ..demo });
+    let num_ranks = cluster.workers().len();
+    cluster.wait_ranks(num_ranks, START_TIMEOUT);
+    cluster
+}
+
+/// Greedy and seeded answers with their log-probabilities, all asked for at once.
+fn answers(client: &Client) -> Vec<Value> {
+    let body = |index: u32| {
+        let prompt: Vec<u32> = (0..5 + 23 * index).map(|place| 1 + (7 * place + 31 * index) % 200).collect();
+        json!({
+            "prompt": prompt, "max_tokens": 24, "ignore_eos": true, "logprobs": 3, "seed": index,
+            "temperature": if index.is_multiple_of(2) { 0.0 } else { 1.0 },
+        })
+    };
+    std::thread::scope(|scope| {
+        let asked: Vec<_> =
+            (0..8).map(|index| scope.spawn(move || client.post("/v1/completions", &body(index)))).collect();
+        asked.into_iter().map(|asked| asked.join().unwrap().unwrap()["choices"].take()).collect()
+    })
+}
+
+fn same_answers(model: &str, shapes: &[Shape]) {
+    let expected = answers(&cluster(model, (1, 1, 0)).client());
+    for &shape in shapes {
+        let cluster = cluster(model, shape);
+        assert_eq!(answers(&cluster.client()), expected, "{model} in shape {shape:?}\n{}", cluster.logs());
+    }
+}
+
+#[test]
+fn the_demo_model_answers_alike_in_every_shape() {
+    same_answers("demo", &[(2, 1, 0), (1, 2, 0), (2, 2, 0), (1, 1, 1), (2, 1, 2)]);
+}
+
+#[test]
+fn awkward_geometries_answer_alike_in_every_shape() {
+    let model = |name: &str| format!("{}/../../tests/fixtures/models/{name}", env!("CARGO_MANIFEST_DIR"));
+    same_answers(&model("b-awkward"), &[(3, 1, 0), (2, 2, 0)]);
+    same_answers(&model("c-ratio"), &[(2, 1, 1), (1, 4, 0)]);
+}
+
+#[test]
+fn one_rank_of_a_cluster_answers_as_a_server_does() {
+    let cluster = cluster("demo", (1, 1, 0));
+    let served = chorale_e2e::cluster::Server::start(binary(), "demo", &[]);
+    let sharded = chorale_e2e::cluster::Server::start(
+        binary(),
+        "demo",
+        &["--tensor-parallel-size", "2", "--data-parallel-size", "2"],
+    );
+    let expected = answers(&served.client());
+    assert_eq!(answers(&cluster.client()), expected);
+    assert_eq!(answers(&sharded.client()), expected);
+}
+
+#[test]
+fn streams_survive_what_happens_to_workers() {
+    let settings = ChaosSettings {
+        cluster: ClusterSettings::demo(binary(), 2, 2),
+        seed: 1,
+        num_faults: 30,
+        num_streams: 32,
+        tokens_each: 160,
+    };
+    let mut faults = Vec::new();
+    let outcome = chaos::run(&settings, &mut |fault| faults.push(fault.to_string()));
+    let report = outcome.unwrap_or_else(|why| panic!("after {}:\n{why}", faults.join("\n")));
+    assert_eq!(report["faults"], 30);
+    assert!(report["streams_completed"].as_u64().unwrap() >= 32, "{report:#}");
+}
