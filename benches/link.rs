@@ -6,6 +6,7 @@
 //!
 //! Both ranks, the network's tasks and the system's part share one machine, so
 //! bandwidth here is what two ends and a checksum at each cost, not a wire's.
+//! Between threads nothing is copied: what counts there is the time of a frame.
 
 #![expect(
     clippy::unwrap_used,

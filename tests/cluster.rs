@@ -97,6 +97,36 @@ impl TestCluster {
             Some(Process::start(&self.settings.binary, &self.places[index], &arguments, &log));
     }
 
+    /// Starts a worker that does not fit, and gives what it said until it ended
+    /// or the time was up.
+    pub fn misfit(&mut self, model: &str, more: &[&str], timeout: Duration) -> String {
+        let mut arguments = self.worker(1);
+        model.clone_into(&mut arguments[1]);
+        arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+        self.try_join(&mut arguments, timeout)
+    }
+
+    /// The same for a worker with certificates of its own making.
+    pub fn stranger(&mut self, timeout: Duration) -> String {
+        let certificates = self.directory.path().join("other-certs");
+        let made = Command::new(&self.settings.binary).arg("certs").arg(&certificates).output();
+        assert!(made.expect("the binary can be run").status.success());
+        let mut arguments = self.worker(1);
+        let directory = arguments.last_mut().expect("the directory comes last");
+        *directory = certificates.join("worker").display().to_string();
+        self.try_join(&mut arguments, timeout)
+    }
+
+    fn try_join(&mut self, arguments: &mut [String], timeout: Duration) -> String {
+        let place = self.network.place();
+        let listen = arguments.iter().position(|argument| argument == "--listen").expect("workers listen");
+        arguments[listen + 1] = format!("{}:0", place.address);
+        let log = self.directory.path().join(format!("{}.log", place.address));
+        let mut process = Process::start(&self.settings.binary, &place, arguments, &log);
+        process.wait(timeout);
+        process.log()
+    }
+
     /// Asks the coordinator.
     pub fn client(&self) -> Client {
         Client::new(&format!("http://{}:{HTTP_PORT}", self.address(0)))

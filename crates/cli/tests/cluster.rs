@@ -93,3 +93,54 @@ fn streams_survive_what_happens_to_workers() {
     assert_eq!(report["faults"], 30);
     assert!(report["streams_completed"].as_u64().unwrap() >= 32, "{report:#}");
 }
+
+#[test]
+fn a_coordinator_that_died_comes_back_to_workers_that_kept_their_weights() {
+    let mut cluster = cluster("demo", (2, 1, 0));
+    let expected = answers(&cluster.client());
+    cluster.kill(0);
+    cluster.revive(0);
+    cluster.wait_ranks(2, START_TIMEOUT);
+    assert_eq!(answers(&cluster.client()), expected);
+    for worker in cluster.workers() {
+        assert!(!cluster.process(worker).has_ended(), "worker {worker} stayed");
+    }
+}
+
+#[test]
+fn a_frozen_worker_is_found_by_its_silence_and_named() {
+    let mut cluster = cluster("demo", (1, 2, 0));
+    cluster.process(2).signal("STOP");
+    cluster.wait_ranks(1, START_TIMEOUT);
+    let (_, status) = cluster.client().get("/v1/cluster").unwrap();
+    let fault = &status["faults"].as_array().unwrap().last().unwrap()["reason"];
+    assert!(fault.as_str().unwrap().contains("nothing was heard"), "{status:#}");
+    let address = cluster.place(2).address.to_string();
+    let culprit =
+        status["faults"].as_array().unwrap().last().unwrap()["address"].as_str().unwrap().to_owned();
+    assert!(culprit.starts_with(&address), "{culprit} is not {address}");
+    cluster.process(2).signal("CONT");
+    cluster.wait_ranks(2, START_TIMEOUT);
+}
+
+#[test]
+fn workers_that_do_not_fit_are_turned_away_with_the_reason() {
+    let other = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/models/a-small");
+    let mut cluster = cluster("demo", (1, 1, 0));
+    for (model, more, expected) in
+        [(other, &[][..], "checkpoint"), ("demo", &["--device-memory", "1MiB"][..], "memory")]
+    {
+        let said = cluster.misfit(model, more, Duration::from_secs(20));
+        assert!(said.contains(expected), "{said}");
+    }
+    cluster.wait_ranks(1, START_TIMEOUT);
+}
+
+#[test]
+fn a_worker_without_the_clusters_certificates_does_not_get_in() {
+    let mut cluster = cluster("demo", (1, 1, 0));
+    let said = cluster.stranger(Duration::from_secs(3));
+    assert!(!said.contains("joined"), "{said}");
+    let (_, status) = cluster.client().get("/v1/cluster").unwrap();
+    assert_eq!(status["workers"].as_array().unwrap().len(), 1, "{status:#}");
+}

@@ -13,8 +13,8 @@ pub mod v1 {
     tonic::include_proto!("chorale.link.v1");
 }
 
-/// The most that a frame holds.
-pub const MAX_PIECE_BYTES: usize = 1 << 20;
+/// The most that a frame holds: what a cache of the second level does.
+pub const MAX_PIECE_BYTES: usize = 256 << 10;
 
 /// A frame on its way, or a piece of a large one.
 #[derive(Clone, Debug, PartialEq, Eq)]

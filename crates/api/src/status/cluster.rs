@@ -21,15 +21,15 @@ pub(crate) async fn cluster(State(shared): State<Shared>) -> Result<Response, Ap
 
 fn document(status: &ClusterStatus) -> Value {
     let ago_s = |at_ms: u64| seconds(status.at_ms.saturating_sub(at_ms));
-    let (state, reason, since_ms) = match &status.state {
-        ClusterState::Serving => ("serving", None, None),
-        ClusterState::Lacking { lack, since_ms } => ("lacking", Some(&lack.reason), Some(*since_ms)),
-        ClusterState::Forming { reason, since_ms, .. } => ("forming", Some(reason), Some(*since_ms)),
-        ClusterState::Inquiring { reason, since_ms } => ("inquiring", Some(reason), Some(*since_ms)),
+    let (state, since_ms) = match status.state {
+        ClusterState::Serving => ("serving", None),
+        ClusterState::Lacking { since_ms, .. } => ("lacking", Some(since_ms)),
+        ClusterState::Forming { since_ms, .. } => ("forming", Some(since_ms)),
+        ClusterState::Inquiring { since_ms, .. } => ("inquiring", Some(since_ms)),
     };
     json!({
         "state": state,
-        "reason": reason,
+        "reason": status.state.reason(),
         "down_s": since_ms.map(ago_s),
         "epoch": status.epoch.0,
         "placement": status.placement,

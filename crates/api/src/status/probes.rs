@@ -1,7 +1,7 @@
 //! Probes: alive, ready, how far, which version. They take no lock that a
 //! request holds, and their answers fit into a packet.
 
-use super::{EngineStatus, LoadStatus};
+use super::{EngineStatus, LoadStatus, Served};
 use crate::server::{Phase, Shared};
 use axum::Json;
 use axum::extract::State;
@@ -65,12 +65,19 @@ fn report(shared: &Shared) -> Report {
         EngineStatus::Ready(served) if served.engine.stats().is_stopped => {
             Report { reason: Some("the engine has stopped".to_owned()), ..plain("failed") }
         }
-        EngineStatus::Ready(served) => match &served.engine.stats().reforming {
-            Some(reforming) => Report { reason: Some(reforming.reason.clone()), ..plain("reforming") },
+        EngineStatus::Ready(served) => match reforming(shared, served) {
+            Some(reason) => Report { reason: Some(reason), ..plain("reforming") },
             None => plain("ready"),
         },
         EngineStatus::Failed { reason } => Report { reason: Some(reason.clone()), ..plain("failed") },
     }
+}
+
+/// Why no step can run although there is an engine. The cluster knows it before
+/// an engine that has nothing to compute.
+fn reforming(shared: &Shared, served: &Served) -> Option<String> {
+    let of_cluster = shared.cluster().and_then(|cluster| cluster.borrow().state.reason().map(str::to_owned));
+    of_cluster.or_else(|| Some(served.engine.stats().reforming.as_ref()?.reason.clone()))
 }
 
 /// 200 when requests are taken; else 503, and the body says why.

@@ -76,6 +76,17 @@ pub enum ClusterState {
     },
 }
 
+impl ClusterState {
+    /// Why no step can run; `None` while they can.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Lacking { lack, .. } => Some(&lack.reason),
+            Self::Forming { reason, .. } | Self::Inquiring { reason, .. } => Some(reason),
+            Self::Serving => None,
+        }
+    }
+}
+
 /// One worker.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MemberStatus {

@@ -12,6 +12,7 @@ mod checks;
 #[path = "../../src/cluster/draw.rs"]
 mod draw;
 mod faults;
+mod life;
 mod worker;
 mod world;
 
@@ -19,7 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::Simulation;
 
 /// Runs that every `cargo test` makes: a few seconds' worth.
-const NUM_SEEDS: u64 = 400;
+const NUM_SEEDS: u64 = 600;
 
 fn number(text: Option<&str>) -> Option<u64> {
     text.map(|text| text.parse().unwrap())

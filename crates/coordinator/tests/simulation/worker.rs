@@ -33,7 +33,7 @@ pub(crate) struct Worker {
     pub(crate) done: u64,
     /// Rows to each expert of each layer.
     pub(crate) rows: Vec<Vec<u64>>,
-    /// When it was last heard by anybody, for its pulse.
+    /// It was told that it is of no use.
     pub(crate) was_turned_away: bool,
 }
 

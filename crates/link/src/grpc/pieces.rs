@@ -3,25 +3,27 @@
 
 use super::port::Stop;
 use crate::transport::Frame;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use chorale_wire::link::Carried;
 
 /// The pieces of at most one frame.
 pub(super) struct Pieces {
     max_frame_bytes: usize,
     begun: Option<Begun>,
+    /// What has come of its payload. The memory is used again once the frame
+    /// before is gone: fresh pages cost more than the copy.
+    payload: BytesMut,
 }
 
 struct Begun {
     /// Its payload is empty.
     frame: Frame,
-    payload: BytesMut,
     num_missing: u64,
 }
 
 impl Pieces {
     pub(super) fn new(max_frame_bytes: usize) -> Self {
-        Self { max_frame_bytes, begun: None }
+        Self { max_frame_bytes, begun: None, payload: BytesMut::new() }
     }
 
     /// Gives the frame that a piece completes. One that is whole is not copied.
@@ -36,10 +38,10 @@ impl Pieces {
             if bytes_to_come == 0 {
                 return Ok(Some(Frame { epoch, step, exchange, payload }));
             }
-            let mut whole = BytesMut::with_capacity(num_bytes as usize);
-            whole.extend_from_slice(&payload);
-            let frame = Frame { epoch, step, exchange, payload: bytes::Bytes::new() };
-            self.begun = Some(Begun { frame, payload: whole, num_missing: bytes_to_come });
+            self.payload.reserve(num_bytes as usize);
+            self.payload.extend_from_slice(&payload);
+            let frame = Frame { epoch, step, exchange, payload: Bytes::new() };
+            self.begun = Some(Begun { frame, num_missing: bytes_to_come });
             return Ok(None);
         };
         let Frame { epoch: of_epoch, step: of_step, exchange: of_exchange, .. } = begun.frame;
@@ -47,20 +49,19 @@ impl Pieces {
         if !is_next || num_bytes != begun.num_missing || payload.is_empty() {
             return Err(Stop::Malformed("a piece that does not follow the one before".to_owned()));
         }
-        begun.payload.extend_from_slice(&payload);
+        self.payload.extend_from_slice(&payload);
         begun.num_missing = bytes_to_come;
         if bytes_to_come > 0 {
             self.begun = Some(begun);
             return Ok(None);
         }
-        Ok(Some(Frame { payload: begun.payload.freeze(), ..begun.frame }))
+        Ok(Some(Frame { payload: self.payload.split().freeze(), ..begun.frame }))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
     use chorale_plan::Epoch;
 
     fn piece(exchange: u32, payload: &'static [u8], bytes_to_come: u64) -> Carried {

@@ -41,7 +41,7 @@ const MAX_HELD: usize = MAX_RANKS as usize;
 /// waiting for permission on links of up to about 100 Gb/s and 1 ms.
 const WINDOW_BYTES: u32 = 16 << 20;
 /// Of a frame of HTTP/2: the largest would make small messages wait.
-const HTTP_FRAME_BYTES: u32 = 1 << 20;
+const HTTP_FRAME_BYTES: u32 = 256 << 10;
 /// A connection whose other end is silent for both together is closed.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);

@@ -21,7 +21,7 @@ async fn a_worker_does_what_it_is_told_until_it_may_leave() {
     let mut call = coordinator.call().await;
     let offer = call.welcome().await;
     assert_eq!(offer.checkpoint, checkpoint().fingerprint().to_string());
-    call.assign(assignment(1, Shape::SOLO, 0, &[offer.address.clone()])).await;
+    call.assign(assignment(1, Shape::SOLO, 0, std::slice::from_ref(&offer.address))).await;
     call.until(|said| *said == FromWorker::Ready { epoch: Epoch(1) }).await;
 
     call.tell(ToWorker::Step { epoch: Epoch(1), placement: 0, plan: plan(1) }).await;
@@ -110,13 +110,13 @@ async fn a_worker_comes_back_as_itself() {
     let worker = start(config(coordinator.address())).await;
     let mut call = coordinator.call().await;
     let offer = call.welcome().await;
-    call.assign(assignment(1, Shape::SOLO, 0, &[offer.address.clone()])).await;
+    call.assign(assignment(1, Shape::SOLO, 0, std::slice::from_ref(&offer.address))).await;
     call.until(|said| *said == FromWorker::Ready { epoch: Epoch(1) }).await;
     // The call breaks.
     drop(call);
     let mut call = coordinator.call().await;
     assert_eq!(call.welcome().await, offer);
-    call.assign(assignment(7, Shape::SOLO, 0, &[offer.address.clone()])).await;
+    call.assign(assignment(7, Shape::SOLO, 0, std::slice::from_ref(&offer.address))).await;
     call.until(|said| *said == FromWorker::Ready { epoch: Epoch(7) }).await;
     // The coordinator is silent, though the call is there.
     let mut again = coordinator.call().await;
@@ -156,7 +156,7 @@ async fn what_is_not_for_this_worker_is_passed_over() {
     call.tell(ToWorker::Dismissed { epoch: Epoch(3) }).await;
     call.tell(ToWorker::Prepare { epoch: Epoch(3), placement: Placement::solo(1, 1) }).await;
     // A placement of another model.
-    let mut wrong = assignment(4, Shape::SOLO, 0, &[offer.address.clone()]);
+    let mut wrong = assignment(4, Shape::SOLO, 0, std::slice::from_ref(&offer.address));
     wrong.placement = Placement::solo(1, 1);
     call.assign(wrong).await;
     let unable = call.until(|said| matches!(said, FromWorker::Unable { .. })).await;

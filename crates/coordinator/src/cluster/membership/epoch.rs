@@ -119,7 +119,7 @@ impl Membership {
         let mut stalled: Vec<MemberId> =
             unloaded.clone().filter(is_stalled).map(|member| member.id).collect();
         // When all are loaded they have only each other to wait for.
-        if unloaded.count() == 0 && ranks.iter().all(|member| is_stalled(&member)) {
+        if unloaded.count() == 0 && ranks.iter().all(is_stalled) {
             stalled =
                 ranks.iter().filter(|member| !member.loading.is_ready).map(|member| member.id).collect();
             if stalled.len() == ranks.len() {

@@ -303,11 +303,11 @@ impl Membership {
             FromWorker::Refused { epoch, step, reason } if is_now(epoch) && is_step(step) => {
                 self.refuse(rank, &reason);
             }
-            FromWorker::Lost { epoch, step, blamed, reason } if is_now(epoch) => {
-                // An inquest has ended the step already.
-                if is_step(step) || matches!(present.phase, Phase::Inquest(_)) {
-                    self.witness(rank, blamed, &reason);
-                }
+            // An inquest has ended the step already.
+            FromWorker::Lost { epoch, step, blamed, reason }
+                if is_now(epoch) && (is_step(step) || matches!(present.phase, Phase::Inquest(_))) =>
+            {
+                self.witness(rank, blamed, &reason);
             }
             FromWorker::Loads { epoch, rows } if is_now(epoch) => {
                 let model = &self.config.model;
