@@ -28,6 +28,12 @@ pub(super) const CHOICES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
 /// `http_request_duration_seconds`.
 pub(super) const HTTP_S: &[f64] = &[0.1, 0.5, 1.0];
 
+/// `http_request_duration_highr_seconds`.
+pub(super) const HTTP_FINE_S: &[f64] = &[
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 7.5, 10.0,
+    30.0, 60.0,
+];
+
 /// `chorale_step_seconds`: from a GPU's decode to a long prefill on a CPU.
 pub(super) const STEP_S: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];

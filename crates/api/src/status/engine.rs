@@ -3,6 +3,7 @@
 
 use crate::openai::OpenAi;
 use chorale_coordinator::Engine;
+use chorale_coordinator::cluster::{ClusterState, ClusterStatus, MemberState};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -78,6 +79,33 @@ impl LoadStatus {
             return None;
         }
         Some(self.started.elapsed().mul_f64(left as f64 / self.bytes as f64))
+    }
+}
+
+/// How far the ranks of a cluster have come in taking their places.
+impl From<&ClusterStatus> for LoadStatus {
+    fn from(cluster: &ClusterStatus) -> Self {
+        let wanted = cluster.wanted_tensor_parallel_size * cluster.wanted_data_parallel_size;
+        let (bytes, total_bytes) = match cluster.state {
+            ClusterState::Forming { bytes, total_bytes, .. } => (bytes, total_bytes),
+            ClusterState::Lacking { .. } | ClusterState::Inquiring { .. } | ClusterState::Serving => (0, 0),
+        };
+        let since_ms = match cluster.state {
+            ClusterState::Forming { since_ms, .. }
+            | ClusterState::Lacking { since_ms, .. }
+            | ClusterState::Inquiring { since_ms, .. } => since_ms,
+            ClusterState::Serving => cluster.at_ms,
+        };
+        let elapsed = Duration::from_millis(cluster.at_ms.saturating_sub(since_ms));
+        let num_ready = cluster.members.iter().filter(|member| member.state == MemberState::Ready).count();
+        let started = Instant::now();
+        Self {
+            bytes,
+            total_bytes,
+            ranks_ready: num_ready as u32,
+            started: started.checked_sub(elapsed).unwrap_or(started),
+            ..Self::new(cluster.shape.map_or(wanted, |shape| shape.num_ranks))
+        }
     }
 }
 

@@ -61,12 +61,17 @@ fn report(shared: &Shared) -> Report {
         return plain("draining");
     }
     match &*shared.status() {
-        EngineStatus::Loading(load) => Report { progress: Some((*load).into()), ..plain("loading") },
+        EngineStatus::Loading(load) => {
+            Report { reason: of_cluster(shared), progress: Some((*load).into()), ..plain("loading") }
+        }
         EngineStatus::Ready(served) if served.engine.stats().is_stopped => {
             Report { reason: Some("the engine has stopped".to_owned()), ..plain("failed") }
         }
         EngineStatus::Ready(served) => match reforming(shared, served) {
-            Some(reason) => Report { reason: Some(reason), ..plain("reforming") },
+            Some(reason) => {
+                let progress = shared.cluster().map(|cluster| LoadStatus::from(&**cluster.borrow()).into());
+                Report { reason: Some(reason), progress, ..plain("reforming") }
+            }
             None => plain("ready"),
         },
         EngineStatus::Failed { reason } => Report { reason: Some(reason.clone()), ..plain("failed") },
@@ -76,8 +81,12 @@ fn report(shared: &Shared) -> Report {
 /// Why no step can run although there is an engine. The cluster knows it before
 /// an engine that has nothing to compute.
 fn reforming(shared: &Shared, served: &Served) -> Option<String> {
-    let of_cluster = shared.cluster().and_then(|cluster| cluster.borrow().state.reason().map(str::to_owned));
-    of_cluster.or_else(|| Some(served.engine.stats().reforming.as_ref()?.reason.clone()))
+    of_cluster(shared).or_else(|| Some(served.engine.stats().reforming.as_ref()?.reason.clone()))
+}
+
+/// What the ranks of a cluster wait for, which may be workers.
+fn of_cluster(shared: &Shared) -> Option<String> {
+    shared.cluster()?.borrow().state.reason().map(str::to_owned)
 }
 
 /// 200 when requests are taken; else 503, and the body says why.

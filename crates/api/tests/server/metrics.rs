@@ -106,6 +106,7 @@ async fn everything_moves_as_it_should() {
     assert_eq!(value(&after, "http_requests_total", chats), 2.0);
     let chats = "handler=\"/v1/chat/completions\",method=\"POST\"";
     assert_eq!(value(&after, "http_request_duration_seconds_count", chats), 2.0);
+    assert!(value(&after, "http_request_duration_highr_seconds_count", "") >= 2.0);
 }
 
 #[tokio::test]
