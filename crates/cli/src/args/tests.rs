@@ -11,7 +11,19 @@ fn read<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Cli, clap::Error
 #[test]
 fn every_example_of_the_help_can_be_run() {
     let mut num_examples = 0;
-    for path in [&[][..], &["generate"], &["logits"], &["inspect"], &["bench", "offline"], &["pull"]] {
+    for path in [
+        &[][..],
+        &["serve"],
+        &["coordinator"],
+        &["worker"],
+        &["cluster"],
+        &["certs"],
+        &["generate"],
+        &["logits"],
+        &["inspect"],
+        &["bench", "offline"],
+        &["pull"],
+    ] {
         let mut command = command();
         let found = path.iter().try_fold(&mut command, |command, name| command.find_subcommand_mut(name));
         let help = found.unwrap().get_after_help().unwrap().to_string();
@@ -57,6 +69,11 @@ fn every_command_groups_its_options() {
             &["generate"],
             "Arguments Options Conversation Output Sampling Memory Settings Model_files Examples",
         ),
+        (
+            &["coordinator"],
+            "Arguments Options Ranks Cluster Trust Doors Answers Load Memory Settings Model_files Examples",
+        ),
+        (&["worker"], "Arguments Options Cluster Trust Ranks Settings Model_files Examples"),
         (&["logits"], "Arguments Options Files What_to_compute Memory Settings Model_files Examples"),
         (&["inspect"], "Arguments Options Ranks Memory Decode Output Settings Model_files Examples"),
         (&["bench"], "Commands Options Settings Model_files"),

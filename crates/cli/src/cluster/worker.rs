@@ -36,6 +36,8 @@ pub(crate) fn run(setup: &Setup) -> anyhow::Result<()> {
     let coordinator = settings.coordinator.clone().ok_or_else(|| {
         UsageError("--coordinator is missing: name the coordinator's --cluster-listen, HOST:PORT".to_owned())
     })?;
+    check_address("--coordinator", &coordinator)?;
+    settings.advertise.as_deref().map_or(Ok(()), |address| check_address("--advertise", address))?;
     let tls = trust::tls(settings)?;
     let listen = listen(settings, &coordinator)?;
     let checkpoint = Checkpoint::open(&setup.model_directory()?)?;
@@ -90,6 +92,18 @@ async fn work(config: WorkerConfig, rank: Rank, checkpoint: Arc<Checkpoint>) -> 
     Ok(())
 }
 
+/// Names may be looked up again and again, since they may be known later; what
+/// is no `HOST:PORT` will never be.
+fn check_address(flag: &str, address: &str) -> Result<(), UsageError> {
+    let is_good = address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0));
+    if is_good {
+        return Ok(());
+    }
+    Err(UsageError(format!("{flag} is {address:?}: must be a host and a port such as 10.0.0.1:50061")))
+}
+
 /// Where other workers dial in. On a machine that is a cluster by itself, nobody
 /// else needs to reach it.
 fn listen(settings: &Config, coordinator: &str) -> Result<SocketAddr, UsageError> {
@@ -107,4 +121,26 @@ fn listen(settings: &Config, coordinator: &str) -> Result<SocketAddr, UsageError
     };
     let address = if is_here { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
     Ok(SocketAddr::new(address.into(), 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_never_be_dialled_is_refused() {
+        for good in ["10.0.0.1:50061", "[::1]:1", "worker-0.example:50062"] {
+            assert!(check_address("--coordinator", good).is_ok(), "{good}");
+        }
+        for bad in ["nohost", ":1", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:99999", ""] {
+            assert!(check_address("--coordinator", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_worker_beside_its_coordinator_listens_at_the_loopback() {
+        let at = |coordinator| listen(&Config::default(), coordinator).unwrap().ip().is_loopback();
+        assert!(at("127.0.0.1:1") && at("localhost:1"));
+        assert!(!at("10.0.0.1:1") && !at("coordinator.example:1"));
+    }
 }

@@ -35,6 +35,14 @@ pub(super) fn describe(setup: &Setup) -> anyhow::Result<Described> {
     let config = crate::inspect::model_config(setup)?;
     let name = setup.config.model.clone();
     let max_model_len = engine::max_model_len(setup, &config)?;
+    let (size, limit) = (setup.config.tensor_parallel_size, config.num_key_value_heads);
+    if size > limit {
+        return Err(UsageError(format!(
+            "--tensor-parallel-size is {size}: attention is split by whole key-value heads, of which the model has \
+             {limit}; use at most {limit}, and --data-parallel-size for more ranks"
+        ))
+        .into());
+    }
     Ok(Described { name, max_model_len, config })
 }
 
