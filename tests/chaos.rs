@@ -1,6 +1,6 @@
-//! Chaos: streams run against a cluster while workers are killed, frozen, cut
-//! off and throttled, as a seed says. Every stream must end with the text that
-//! it would have had, and nothing may be left behind.
+//! Chaos: streams run against a cluster while workers are killed, frozen, slowed,
+//! cut off, parted from each other and throttled, as a seed says. Every stream
+//! must end with the text that it would have had, and nothing may be left behind.
 
 use crate::client::{Client, Question};
 use crate::cluster::{ClusterSettings, TestCluster};
@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// How long a fault may keep all streams waiting before the run is a failure.
 const PAUSE_MAX: Duration = Duration::from_secs(45);
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// [`Fault::Slow`]: how long a worker stands and runs by turns, and how often.
+const SLOW_TURN: Duration = Duration::from_millis(100);
+const SLOW_TURNS: u32 = 20;
 /// How much the coordinator's memory may grow, in KiB.
 const GROWTH_KIB_MAX: u64 = 64 << 10;
 
@@ -45,6 +48,11 @@ enum Fault {
     Cut,
     /// What is sent to the worker comes late for a while.
     Throttle,
+    /// The worker and another cannot reach each other for a while, and everyone else
+    /// can.
+    Part,
+    /// The worker runs for a tenth of the time, for a while.
+    Slow,
     /// `SIGTERM`: the worker hands over and ends.
     Leave,
 }
@@ -252,21 +260,25 @@ impl Inflict<'_> {
 
     /// What happens next, and to whom. Two workers always stay.
     fn draw(&mut self) -> (Fault, usize) {
-        let up: Vec<usize> = self.cluster.workers().filter(|worker| !self.down.contains(worker)).collect();
+        let up = self.up();
         let mut choices = Vec::new();
         if !self.down.is_empty() {
             choices.extend([Fault::Rejoin; 3]);
         }
-        choices.push(Fault::Freeze);
+        choices.extend([Fault::Freeze, Fault::Slow]);
         if up.len() > 2 {
             choices.extend([Fault::Kill, Fault::Kill, Fault::Leave]);
         }
         if self.cluster.network.has_links() {
-            choices.extend([Fault::Cut, Fault::Throttle]);
+            choices.extend([Fault::Cut, Fault::Throttle, Fault::Part]);
         }
         let fault = choices[self.draws.below(choices.len())];
         let among = if fault == Fault::Rejoin { &self.down } else { &up };
         (fault, among[self.draws.below(among.len())])
+    }
+
+    fn up(&self) -> Vec<usize> {
+        self.cluster.workers().filter(|worker| !self.down.contains(worker)).collect()
     }
 
     /// Does it, and undoes what passes by itself.
@@ -299,6 +311,14 @@ impl Inflict<'_> {
                 pause(self.draws.between_ms(100, 3000));
                 self.cluster.network.mend(&place);
             }
+            Fault::Part => {
+                let others: Vec<usize> = self.up().into_iter().filter(|other| *other != worker).collect();
+                let other = self.cluster.place(others[self.draws.below(others.len())]).clone();
+                self.cluster.network.part(&place, &other);
+                pause(self.draws.between_ms(1000, 8000));
+                self.cluster.network.join(&place, &other);
+            }
+            Fault::Slow => self.cluster.process(worker).limp(SLOW_TURN, SLOW_TURNS),
             Fault::Throttle => {
                 self.cluster.network.throttle(&place, 400);
                 pause(self.draws.between_ms(500, 2000));

@@ -109,6 +109,24 @@ impl Network {
         .expect("tc comes with ip");
     }
 
+    /// Lets two places reach everyone but each other, silently.
+    pub fn part(&self, one: &Place, other: &Place) {
+        self.set_parted(one, other, "add");
+    }
+
+    /// Undoes [`Self::part`].
+    pub fn join(&self, one: &Place, other: &Place) {
+        self.set_parted(one, other, "del");
+    }
+
+    fn set_parted(&self, one: &Place, other: &Place, change: &str) {
+        for (at, peer) in [(one, other), (other, one)] {
+            let namespace = at.namespace.as_ref().expect("only namespaces have links");
+            ip(&format!("-n {namespace} route {change} blackhole {}/32", peer.address))
+                .expect("a namespace has routes of its own");
+        }
+    }
+
     fn set_cable(&self, place: &Place, state: &str) {
         let cable = place.cable.as_ref().expect("only namespaces have links");
         ip(&format!("link set {cable} {state}")).expect("the cable is there");

@@ -43,6 +43,16 @@ impl Process {
         assert!(status.expect("kill is there").success(), "the process is there");
     }
 
+    /// Lets it run for a tenth of the time, by turns of this length.
+    pub fn limp(&self, turn: Duration, num_turns: u32) {
+        for _ in 0..num_turns {
+            self.signal("STOP");
+            pause(turn * 9 / 10);
+            self.signal("CONT");
+            pause(turn / 10);
+        }
+    }
+
     /// Waits for its end.
     pub fn wait(&mut self, timeout: Duration) -> Option<ExitStatus> {
         let until = Instant::now() + timeout;

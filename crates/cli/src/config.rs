@@ -107,10 +107,14 @@ pub(crate) struct Config {
     pub(crate) worker_timeout: f64,
     /// Seconds without anything new after which a computing worker is lost.
     pub(crate) hang_timeout: f64,
+    /// Seconds between two looks at whether experts are to move; 0 never looks.
+    pub(crate) rebalance_interval: f64,
     /// How rows travel to experts.
     pub(crate) dispatch_dtype: DispatchDtype,
     /// Adds experts' outputs up where they are computed.
     pub(crate) fast_combine: bool,
+    /// Steps with so many rows of a group are computed in halves; none if `None`.
+    pub(crate) overlap_min_rows: Option<u32>,
     /// The cluster's certificates.
     pub(crate) tls_dir: Option<PathBuf>,
     /// No certificates, everyone is trusted.
@@ -186,8 +190,10 @@ impl Default for Config {
             cluster_listen: "127.0.0.1:50061".to_owned(),
             worker_timeout: 1.5,
             hang_timeout: 30.0,
+            rebalance_interval: 10.0,
             dispatch_dtype: DispatchDtype::F32,
             fast_combine: false,
+            overlap_min_rows: None,
             tls_dir: None,
             insecure: false,
             coordinator: None,

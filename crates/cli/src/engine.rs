@@ -65,7 +65,7 @@ impl Engine {
     /// Computes slices and samples those that ask for it.
     pub(crate) fn step(&mut self, slices: Vec<SequenceSlice>) -> Result<Vec<Sample>, EngineError> {
         self.step += 1;
-        Ok(self.model.step(&StepPlan { step: self.step, slices })?.samples)
+        Ok(self.model.step(&StepPlan { step: self.step, in_halves: false, slices })?.samples)
     }
 }
 

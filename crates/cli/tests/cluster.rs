@@ -4,16 +4,23 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use chorale_e2e::chaos::{self, ChaosSettings};
-use chorale_e2e::client::Client;
+use chorale_e2e::client::{Client, Question};
 use chorale_e2e::cluster::{ClusterSettings, TestCluster};
+use chorale_e2e::process::pause;
 use serde_json::{Value, json};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_chorale"))
+}
+
+fn fixture(name: &str) -> String {
+    format!("{}/../../tests/fixtures/models/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
 /// A shape: ranks of a group, groups, and workers with experts alone.
@@ -59,9 +66,8 @@ fn the_demo_model_answers_alike_in_every_shape() {
 
 #[test]
 fn awkward_geometries_answer_alike_in_every_shape() {
-    let model = |name: &str| format!("{}/../../tests/fixtures/models/{name}", env!("CARGO_MANIFEST_DIR"));
-    same_answers(&model("b-awkward"), &[(3, 1, 0), (2, 2, 0)]);
-    same_answers(&model("c-ratio"), &[(2, 1, 1), (1, 4, 0)]);
+    same_answers(&fixture("b-awkward"), &[(3, 1, 0), (2, 2, 0)]);
+    same_answers(&fixture("c-ratio"), &[(2, 1, 1), (1, 4, 0)]);
 }
 
 #[test]
@@ -143,4 +149,123 @@ fn a_worker_without_the_clusters_certificates_does_not_get_in() {
     assert!(!said.contains("joined"), "{said}");
     let (_, status) = cluster.client().get("/v1/cluster").unwrap();
     assert_eq!(status["workers"].as_array().unwrap().len(), 1, "{status:#}");
+}
+
+/// Streams that ask the same again and again, until told to stop.
+fn streaming<T>(client: &Client, num_streams: u64, meanwhile: impl FnOnce() -> T) -> T {
+    let question =
+        |seed| Question { prompt: "Hello, hello, hello".to_owned(), max_tokens: 150, temperature: 0.0, seed };
+    let expected = client.ask(&question(0), &|| ()).unwrap().text;
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for seed in 0..num_streams {
+            let (is_over, expected) = (&is_over, &expected);
+            scope.spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    assert_eq!(client.ask(&question(seed), &|| ()).unwrap().text, *expected);
+                }
+            });
+        }
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(meanwhile));
+        is_over.store(true, Ordering::Relaxed);
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Looks at the cluster until it is as it should be.
+fn seen(client: &Client, is_meant: impl Fn(&Value) -> bool) -> Option<Value> {
+    let until = Instant::now() + START_TIMEOUT;
+    while Instant::now() < until {
+        let (_, status) = client.get("/v1/cluster").unwrap();
+        if is_meant(&status) {
+            return Some(status);
+        }
+        pause(Duration::from_millis(20));
+    }
+    None
+}
+
+#[test]
+fn busy_experts_move_while_requests_run() {
+    let coordinator_arguments = vec!["--rebalance-interval".to_owned(), "0.5".to_owned()];
+    // Five experts for four ranks: some have twice as much to do as others.
+    let demo = ClusterSettings::demo(binary(), 1, 4);
+    let mut cluster =
+        TestCluster::start(ClusterSettings { model: fixture("b-awkward"), coordinator_arguments, ..demo });
+    cluster.wait_ranks(4, START_TIMEOUT);
+    let client = cluster.client();
+    let expected = answers(&client);
+    let epoch = client.get("/v1/cluster").unwrap().1["epoch"].clone();
+    let has_moved = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !has_moved.load(Ordering::Relaxed) {
+                    assert_eq!(answers(&client), expected);
+                }
+            });
+        }
+        // Or the time is up.
+        seen(&client, |status| status["placement"].as_u64() > Some(0));
+        has_moved.store(true, Ordering::Relaxed);
+    });
+    // Steps name the new placement by now.
+    assert_eq!(answers(&client), expected);
+    let (_, status) = client.get("/v1/cluster").unwrap();
+    assert!(status["placement"].as_u64() > Some(0), "no expert moved: {status:#}\n{}", cluster.logs());
+    assert_eq!((&status["epoch"], &status["num_faults"]), (&epoch, &json!(0)), "{status:#}");
+    assert!(status["experts"]["rows"].as_array().unwrap().iter().any(|rows| rows.as_u64() > Some(0)));
+    assert!(client.metric("chorale_cluster_experts_moved_total").unwrap() > 0.0);
+    assert_eq!(client.metric("chorale_lost_steps_total"), Ok(0.0));
+}
+
+#[test]
+fn whom_others_wait_for_is_shown_while_streams_go_on() {
+    let mut cluster = cluster("demo", (1, 3, 0));
+    let client = cluster.client();
+    let slow = cluster.place(2).address.to_string();
+    let rank = |status: &Value| {
+        let workers = status["workers"].as_array().unwrap().iter();
+        let slow = workers.filter(|worker| worker["address"].as_str().unwrap().starts_with(&slow));
+        slow.map(|worker| worker["rank"].clone()).next()
+    };
+    let is_waited_for = |status: &Value| {
+        let waiting = status["workers"].as_array().unwrap().iter();
+        waiting.filter(|worker| Some(&worker["waiting_for"]) == rank(status).as_ref()).count() == 2
+    };
+    let process = cluster.process(2);
+    let seen = streaming(&client, 4, || {
+        std::thread::scope(|scope| {
+            let seeing = scope.spawn(|| seen(&client, is_waited_for));
+            while !seeing.is_finished() {
+                process.limp(Duration::from_millis(100), 5);
+            }
+            seeing.join().unwrap()
+        })
+    });
+    assert!(seen.is_some(), "{}", cluster.logs());
+    assert_eq!(client.metric("chorale_cluster_faults_total"), Ok(0.0), "who is slow is not lost");
+}
+
+#[test]
+fn two_that_cannot_reach_each_other_do_not_hold_up_the_rest() {
+    let mut cluster = cluster("demo", (1, 3, 0));
+    // Without namespaces there are no routes to take away.
+    if !cluster.network.has_links() {
+        return;
+    }
+    let client = cluster.client();
+    let (one, other) = (cluster.place(1).clone(), cluster.place(2).clone());
+    let (status, took) = streaming(&client, 4, || {
+        let parted = Instant::now();
+        cluster.network.part(&one, &other);
+        let status =
+            seen(&client, |status| status["state"] == "serving" && status["shape"]["num_ranks"] == 2);
+        let took = parted.elapsed();
+        cluster.network.join(&one, &other);
+        (status, took)
+    });
+    // Neither was told anything, and the exchange's own deadline is far longer.
+    assert!(status.is_some() && took < Duration::from_secs(15), "{took:?}\n{}", cluster.logs());
+    cluster.wait_ranks(3, START_TIMEOUT);
 }

@@ -15,6 +15,7 @@ use chorale_plan::{
     Assignment, Epoch, ExchangeOptions, FromWorker, Offer, PROTOCOL, Pulse, Rank, RowFormat, Sample,
     SliceTokens, StepOutput, StepPlan, StepReport, ToWorker,
 };
+use std::cell::RefCell;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
@@ -44,7 +45,12 @@ fn config(tensor_parallel_size: u32, data_parallel_size: u32) -> ClusterConfig {
             max_full_blocks: 200,
             kv_cache_bytes: None,
         },
-        exchange: ExchangeOptions { timeout_ms: 2000, dispatch: RowFormat::F32, fast_combine: false },
+        exchange: ExchangeOptions {
+            timeout_ms: 2000,
+            dispatch: RowFormat::F32,
+            fast_combine: false,
+            overlap_min_rows: None,
+        },
         transport: "channels".to_owned(),
         timeouts: Timeouts { hang_ms: 4000, ..Timeouts::default() },
         balance: BalanceRule::default(),
@@ -265,6 +271,28 @@ async fn groups_compute_their_own_slices_and_samples_are_joined() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn all_ranks_are_told_which_steps_come_in_halves() {
+    let mut halving = config(2, 2);
+    // A prompt's, and no single token's.
+    halving.exchange.overlap_min_rows = Some(5);
+    let setup = set_up(halving, 4).await;
+    setup.run(1).await;
+    let mut told = Vec::new();
+    for worker in &setup.workers {
+        let steps = RefCell::new(Vec::new());
+        worker.was_told(|message| {
+            if let ToWorker::Step { plan, .. } = message {
+                steps.borrow_mut().push((plan.step, plan.in_halves));
+            }
+            false
+        });
+        told.push(steps.into_inner());
+    }
+    assert_eq!(told[0].iter().filter(|(_, in_halves)| *in_halves).count(), 1, "{told:?}");
+    assert!(told[0].len() > 19 && told.iter().all(|steps| *steps == told[0]), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn whatever_a_worker_does_streams_go_on() {
     for mode in MODES.into_iter().skip(1) {
         let setup = set_up(config(2, 2), 5).await;
@@ -344,7 +372,7 @@ async fn a_worker_that_takes_nothing_is_lost() {
 async fn steps_for_a_world_that_is_over_are_not_begun() {
     let (cluster, mut executor, running) = Cluster::start(config(1, 1)).unwrap();
     let worker = Worker::start(&cluster, 1).await;
-    let plan = |step| Arc::new(StepPlan { step, slices: Vec::new() });
+    let plan = |step| Arc::new(StepPlan { step, in_halves: false, slices: Vec::new() });
     let early = executor.step(plan(1)).await.unwrap_err();
     assert!(matches!(early, StepError::Moved { .. }), "{early}");
     assert_eq!(executor.homes().await.unwrap().len(), 1);

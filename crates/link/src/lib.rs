@@ -5,6 +5,10 @@
 //! moves; [`Mesh`] is any other, over a [`Transport`]. Deliberately absent:
 //! what is computed, and scheduling.
 //!
+//! Each exchange begins with what is sent and ends with what is received. A step
+//! may be computed in two halves, so that one computes while the other's rows
+//! travel; whoever has one half only ends each exchange as it has begun.
+//!
 //! Invariant: every rank makes the same calls in the same order; rows come
 //! back to the rank and the row they left. A link that cannot finish says
 //! which rank it waited for.
@@ -26,7 +30,25 @@ pub use transport::{Fault, Frame, Transport};
 
 use chorale_device::Device;
 
+/// The part of a step that is exchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// The step, or its first half.
+    First,
+    /// Its second half.
+    Second,
+}
+
+impl Half {
+    /// Both, in the order of their rows.
+    pub const BOTH: [Self; 2] = [Self::First, Self::Second];
+}
+
 /// Moves rows and columns between ranks.
+///
+/// Each half goes through its exchanges in turn: two gathers, a dispatch and a
+/// combine for each layer. An exchange ends before the half's next one begins;
+/// what the other half does meanwhile is its own affair.
 ///
 /// Nothing here adds numbers of different ranks: columns are joined in rank
 /// order and expert outputs come home unweighted, so that the answer does not
@@ -35,34 +57,64 @@ pub trait Link<D: Device>: Send {
     /// Starts a step: what is exchanged from now on belongs to it.
     fn begin(&mut self, step: u64);
 
-    /// Joins the group's columns of a matrix, in rank order: from this rank's
-    /// `part` `[rows, cols of the part]` to `whole` `[rows, all cols]`. `cols`
-    /// names the columns of each rank's part. What `part` holds afterwards is
-    /// unspecified.
-    fn all_gather(
+    /// Sends this rank's columns of a matrix, `part`, to its group. `cols` names
+    /// the columns of each rank's part.
+    fn begin_gather(
         &mut self,
         device: &mut D,
+        half: Half,
+        cols: &[usize],
+        part: &D::Matrix,
+    ) -> Result<(), LinkError<D::Error>>;
+
+    /// Joins the group's columns in rank order: from this rank's `part`, as the
+    /// gather began with it, `[rows, cols of the part]`, to `whole`
+    /// `[rows, all cols]`. What `part` holds afterwards is unspecified.
+    fn end_gather(
+        &mut self,
+        device: &mut D,
+        half: Half,
         cols: &[usize],
         part: &mut D::Matrix,
         whole: &mut D::Matrix,
     ) -> Result<(), LinkError<D::Error>>;
 
-    /// Sends each row to the ranks that hold its experts, and gives the rows
-    /// that arrived here, grouped by local expert. All ranks of a group have
-    /// the same rows.
-    fn dispatch<'a>(
+    /// Sends each row to the ranks that hold its experts. All ranks of a group
+    /// have the same rows.
+    fn begin_dispatch(
+        &mut self,
+        device: &mut D,
+        half: Half,
+        rows: &D::Matrix,
+        routing: &D::Routing,
+    ) -> Result<(), LinkError<D::Error>>;
+
+    /// Gives the rows that arrived here, grouped by local expert. `rows` and
+    /// `routing` are those that the dispatch began with. What is given holds
+    /// until the other half's arrive.
+    fn end_dispatch<'a>(
         &'a mut self,
         device: &mut D,
+        half: Half,
         rows: &'a D::Matrix,
         routing: &D::Routing,
     ) -> Result<Arrived<'a, D>, LinkError<D::Error>>;
 
-    /// Sends the expert outputs of the last dispatch home. What `outputs` holds
-    /// afterwards is unspecified.
-    fn combine(
+    /// Sends the expert outputs of the half's dispatch home. What `outputs` holds
+    /// afterwards is unspecified; `home` belongs to the combine until its end.
+    fn begin_combine(
         &mut self,
         device: &mut D,
+        half: Half,
         outputs: &mut D::Matrix,
+        home: &mut D::Matrix,
+    ) -> Result<(), LinkError<D::Error>>;
+
+    /// Lays out what came home.
+    fn end_combine(
+        &mut self,
+        device: &mut D,
+        half: Half,
         home: &mut D::Matrix,
     ) -> Result<Home, LinkError<D::Error>>;
 }
@@ -118,9 +170,20 @@ impl<D: Device> Solo<D> {
 impl<D: Device> Link<D> for Solo<D> {
     fn begin(&mut self, _step: u64) {}
 
-    fn all_gather(
+    fn begin_gather(
         &mut self,
         _device: &mut D,
+        _half: Half,
+        _cols: &[usize],
+        _part: &D::Matrix,
+    ) -> Result<(), LinkError<D::Error>> {
+        Ok(())
+    }
+
+    fn end_gather(
+        &mut self,
+        _device: &mut D,
+        _half: Half,
         _cols: &[usize],
         part: &mut D::Matrix,
         whole: &mut D::Matrix,
@@ -129,9 +192,20 @@ impl<D: Device> Link<D> for Solo<D> {
         Ok(())
     }
 
-    fn dispatch<'a>(
+    fn begin_dispatch(
+        &mut self,
+        _device: &mut D,
+        _half: Half,
+        _rows: &D::Matrix,
+        _routing: &D::Routing,
+    ) -> Result<(), LinkError<D::Error>> {
+        Ok(())
+    }
+
+    fn end_dispatch<'a>(
         &'a mut self,
         device: &mut D,
+        _half: Half,
         rows: &'a D::Matrix,
         routing: &D::Routing,
     ) -> Result<Arrived<'a, D>, LinkError<D::Error>> {
@@ -139,13 +213,23 @@ impl<D: Device> Link<D> for Solo<D> {
         Ok(Arrived { rows, groups: &self.groups })
     }
 
-    fn combine(
+    fn begin_combine(
         &mut self,
         _device: &mut D,
+        _half: Half,
         outputs: &mut D::Matrix,
         home: &mut D::Matrix,
-    ) -> Result<Home, LinkError<D::Error>> {
+    ) -> Result<(), LinkError<D::Error>> {
         std::mem::swap(outputs, home);
+        Ok(())
+    }
+
+    fn end_combine(
+        &mut self,
+        _device: &mut D,
+        _half: Half,
+        _home: &mut D::Matrix,
+    ) -> Result<Home, LinkError<D::Error>> {
         Ok(Home::Choices)
     }
 }

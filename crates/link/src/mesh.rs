@@ -6,7 +6,8 @@
 //! who computes what, so a combine carries no addresses, only a digest that
 //! tells whether they did.
 //!
-//! Each rank sends to all before it receives from all, in rank order.
+//! In each exchange a rank sends to all before it receives from all, in rank
+//! order. What lies between the two is kept for each half of a step.
 
 use crate::layout::{self, Layout};
 use crate::loads::Loads;
@@ -14,7 +15,7 @@ use crate::round::{self, Asked, Round};
 use crate::rows::{self, Format};
 use crate::transport::{Fault, Transport};
 use crate::wire::Wire;
-use crate::{Arrived, Home, Link, LinkError};
+use crate::{Arrived, Half, Home, Link, LinkError};
 use bytes::Bytes;
 use chorale_device::{Choice, Device};
 use chorale_plan::{Epoch, ExchangeOptions, Placement, Rank, Shape};
@@ -88,7 +89,10 @@ pub struct Mesh<D: Device, T> {
     /// By layer.
     groups: Vec<D::Groups>,
     loads: Arc<Loads>,
-    round: Round,
+    /// By half: columns that are on their way, and rows.
+    parts: [Bytes; 2],
+    rounds: [Round; 2],
+    /// Of the half that is computed.
     arrived: D::Matrix,
 }
 
@@ -115,7 +119,8 @@ impl<D: Device, T: Transport> Mesh<D, T> {
             format,
             groups,
             loads: Arc::new(Loads::new(place.num_layers, place.num_experts)),
-            round: Round::default(),
+            parts: Default::default(),
+            rounds: Default::default(),
             arrived: device.matrix(place.max_arrivals(), place.hidden_size)?,
             placement,
             place,
@@ -154,13 +159,18 @@ impl<D: Device, T: Transport> Mesh<D, T> {
         std::mem::take(&mut self.wire.waited)
     }
 
-    /// Sends the group's rows out; what other groups ask of this rank comes back.
-    fn exchange_rows(&mut self, values: &[f32]) -> Result<Vec<Option<rows::Dispatch>>, Fault> {
+    /// Sends the group's rows out.
+    fn send_rows(&mut self, half: Half, values: &[f32]) -> Result<(), Fault> {
         for to in self.layout.sends_to() {
-            let Asked { wanted, rows, .. } = &self.round.asked[to.0 as usize];
-            self.wire.send(to, self.format.write(wanted, rows, values).into())?;
+            let Asked { wanted, rows, .. } = &self.rounds[half as usize].asked[to.0 as usize];
+            self.wire.send(half, to, self.format.write(wanted, rows, values).into())?;
         }
-        let holders = &self.placement.layers[self.wire.layer];
+        Ok(())
+    }
+
+    /// What other groups ask of this rank, by group; `None` for its own.
+    fn receive_rows(&mut self, half: Half) -> Result<Vec<Option<rows::Dispatch>>, Fault> {
+        let holders = &self.placement.layers[self.wire.layer(half)];
         let rank = self.layout.rank;
         let is_here = |expert: u32| holders.get(expert as usize).is_some_and(|ranks| ranks.contains(&rank));
         let mut dispatches = Vec::new();
@@ -170,52 +180,65 @@ impl<D: Device, T: Transport> Mesh<D, T> {
                 continue;
             }
             let from = Layout::sender(&group, rank);
-            let payload = self.wire.receive(from)?;
+            let payload = self.wire.receive(half, from)?;
             let dispatch = self.format.read(&payload, is_here);
             dispatches.push(Some(dispatch.map_err(|reason| Fault::Malformed { rank: from, reason })?));
         }
         Ok(dispatches)
     }
 
-    /// Sends answers to all ranks of the homes, and lays out those that come.
-    fn exchange_answers(&mut self, outputs: &[f32]) -> Result<Vec<f32>, Fault> {
+    /// Sends answers to all ranks of the homes, and keeps those for its own.
+    fn send_answers(&mut self, half: Half, outputs: &[f32]) -> Result<(), Fault> {
         let cols = self.place.hidden_size;
-        let is_fast = self.place.exchange.fast_combine;
         let own = self.layout.rank;
-        let mut own_answers = Vec::new();
-        let (mut outputs, mut wanted) = (outputs, &self.round.wanted[..]);
-        for (group, task) in self.layout.groups().zip(&self.round.tasks) {
+        let round = &mut self.rounds[half as usize];
+        let (mut outputs, mut wanted) = (outputs, &round.wanted[..]);
+        for (group, task) in self.layout.groups().zip(&round.tasks) {
             let (task_outputs, task_wanted);
             (task_outputs, outputs) = outputs.split_at(task.num_choices * cols);
             (task_wanted, wanted) = wanted.split_at(task.num_choices);
-            let summed = is_fast.then(|| round::sums(task_wanted, task_outputs, cols));
+            let summed =
+                self.place.exchange.fast_combine.then(|| round::sums(task_wanted, task_outputs, cols));
             let answers = summed.as_deref().unwrap_or(task_outputs);
             if group.contains(&own.0) {
-                own_answers = answers.to_vec();
+                round.own_answers = answers.to_vec();
             }
             let mut others = group.map(Rank).filter(|&member| member != own).peekable();
             if others.peek().is_some() {
                 let payload = Bytes::from(rows::write_combine(task.digest, answers));
-                others.try_for_each(|member| self.wire.send(member, payload.clone()))?;
+                others.try_for_each(|member| self.wire.send(half, member, payload.clone()))?;
             }
         }
+        Ok(())
+    }
+
+    /// Lays out the answers that come for the group's rows.
+    fn receive_answers(&mut self, half: Half) -> Result<Vec<f32>, Fault> {
         if self.layout.group.is_none() {
             return Ok(Vec::new());
         }
-        let num_rows = self.round.num_rows * if is_fast { 1 } else { self.place.top_k };
+        let cols = self.place.hidden_size;
+        let is_fast = self.place.exchange.fast_combine;
+        let round = &self.rounds[half as usize];
+        let num_rows = round.num_rows * if is_fast { 1 } else { self.place.top_k };
         let mut home = vec![0.0; num_rows * cols];
-        for (from, asked) in self.layout.shape.ranks().zip(&self.round.asked) {
+        for (from, asked) in self.layout.shape.ranks().zip(&round.asked) {
             let places = if is_fast { &asked.rows } else { &asked.slots };
-            if from == own {
-                lay_out(&mut home, (places, cols), own_answers.iter().copied(), is_fast);
+            if from == self.layout.rank {
+                lay_out(&mut home, (places, cols), round.own_answers.iter().copied(), is_fast);
                 continue;
             }
-            let payload = self.wire.receive(from)?;
+            let payload = self.wire.receive(half, from)?;
             let answers = rows::read_combine(&payload, rows::digest(&asked.wanted), places.len() * cols);
             let answers = answers.map_err(|reason| Fault::Malformed { rank: from, reason })?;
             lay_out(&mut home, (places, cols), answers, is_fast);
         }
         Ok(home)
+    }
+
+    /// True for a world whose one rank's outputs are home as they are.
+    fn is_alone(&self) -> bool {
+        self.layout.shape.num_ranks == 1 && !self.place.exchange.fast_combine
     }
 }
 
@@ -255,59 +278,86 @@ impl<D: Device, T: Transport> Link<D> for Mesh<D, T> {
         self.wire.begin(step);
     }
 
-    fn all_gather(
+    fn begin_gather(
         &mut self,
         device: &mut D,
+        half: Half,
+        cols: &[usize],
+        part: &D::Matrix,
+    ) -> Result<(), LinkError<D::Error>> {
+        let Self { wire, layout, parts, .. } = self;
+        let group = layout.group.clone().expect("ranks with experts only gather nothing");
+        assert_eq!(cols.len(), group.len(), "columns of each rank of the group");
+        if group.len() > 1 {
+            let mut payload = Vec::new();
+            rows::write_f32s(&device.read(part)?, &mut payload);
+            let part = Bytes::from(payload);
+            wire.send_part(half, layout.rank, group, &part).map_err(|fault| wire.fault(half, fault))?;
+            parts[half as usize] = part;
+        }
+        Ok(())
+    }
+
+    fn end_gather(
+        &mut self,
+        device: &mut D,
+        half: Half,
         cols: &[usize],
         part: &mut D::Matrix,
         whole: &mut D::Matrix,
     ) -> Result<(), LinkError<D::Error>> {
-        let Self { wire, layout, .. } = self;
-        let own = layout.rank;
+        let Self { wire, layout, parts, .. } = self;
         let group = layout.group.clone().expect("ranks with experts only gather nothing");
-        assert_eq!(cols.len(), group.len(), "columns of each rank of the group");
         if group.len() == 1 {
             std::mem::swap(part, whole);
         } else {
-            let values = device.read(part)?;
-            let num_rows = values.len() / cols[(own.0 - group.start) as usize];
-            let gathered = wire.gather(own, group, cols, &values, num_rows);
-            device.write(&gathered.map_err(|fault| wire.fault(fault))?, whole)?;
+            let own = std::mem::take(&mut parts[half as usize]);
+            let gathered = wire.join_parts(half, layout.rank, group, cols, &own);
+            device.write(&gathered.map_err(|fault| wire.fault(half, fault))?, whole)?;
         }
-        wire.exchange += 1;
+        wire.next_gather(half);
         Ok(())
     }
 
-    fn dispatch<'a>(
+    fn begin_dispatch(
+        &mut self,
+        device: &mut D,
+        half: Half,
+        rows: &D::Matrix,
+        routing: &D::Routing,
+    ) -> Result<(), LinkError<D::Error>> {
+        self.wire.come_to(half, 2);
+        let routes = device.read_routing(routing)?;
+        let round = Round::ask(&self.layout, &self.placement.layers[self.wire.layer(half)], &routes);
+        let values = if round.is_sent(&self.layout) { device.read(rows)? } else { Vec::new() };
+        self.rounds[half as usize] = round;
+        self.send_rows(half, &values).map_err(|fault| self.wire.fault(half, fault))
+    }
+
+    fn end_dispatch<'a>(
         &'a mut self,
         device: &mut D,
+        half: Half,
         rows: &'a D::Matrix,
-        routing: &D::Routing,
+        _routing: &D::Routing,
     ) -> Result<Arrived<'a, D>, LinkError<D::Error>> {
-        self.wire.come_to(2);
-        let layer = self.wire.layer;
-        let routes = device.read_routing(routing)?;
-        self.round = Round::ask(&self.layout, &self.placement.layers[layer], &routes);
-        let is_sent = self.layout.sends_to().any(|to| !self.round.asked[to.0 as usize].rows.is_empty());
-        let mut values = if is_sent { device.read(rows)? } else { Vec::new() };
-        let dispatches = self.exchange_rows(&values).map_err(|fault| self.wire.fault(fault))?;
-
+        let layer = self.wire.layer(half);
+        let dispatches = self.receive_rows(half).map_err(|fault| self.wire.fault(half, fault))?;
         let is_mixed = dispatches.iter().flatten().any(|dispatch| !dispatch.wanted.is_empty());
-        let own = std::mem::take(&mut self.round.asked[self.layout.rank.0 as usize]);
-        if is_mixed && !is_sent && !own.rows.is_empty() {
-            values = device.read(rows)?;
-        }
+        let round = &mut self.rounds[half as usize];
+        let own = std::mem::take(&mut round.asked[self.layout.rank.0 as usize]);
+        let values = if is_mixed && !own.rows.is_empty() { device.read(rows)? } else { Vec::new() };
         let cols = self.place.hidden_size;
         let mut arrived = Vec::new();
         for dispatch in dispatches {
             let first_row = (arrived.len() / cols) as u32;
             match dispatch {
                 Some(dispatch) => {
-                    self.round.add_task(&dispatch.wanted, first_row);
+                    round.add_task(&dispatch.wanted, first_row);
                     arrived.extend(dispatch.values);
                 }
                 None => {
-                    self.round.add_task(&own.wanted, first_row);
+                    round.add_task(&own.wanted, first_row);
                     if is_mixed {
                         let picked = own.rows.iter().map(|&row| &values[row as usize * cols..][..cols]);
                         picked.for_each(|row| arrived.extend(row));
@@ -317,10 +367,10 @@ impl<D: Device, T: Transport> Link<D> for Mesh<D, T> {
         }
         // Without rows of others, the group's own are computed where they are.
         let row_of = |row: u32| if is_mixed { row } else { own.rows[row as usize] };
-        let choices = self.round.wanted.iter().map(|wanted| wanted.choice);
+        let choices = round.wanted.iter().map(|wanted| wanted.choice);
         let choices: Vec<Choice> =
             choices.map(|Choice { row, expert }| Choice { row: row_of(row), expert }).collect();
-        self.round.asked[self.layout.rank.0 as usize] = own;
+        round.asked[self.layout.rank.0 as usize] = own;
         self.loads.count(layer, choices.iter().map(|choice| choice.expert));
         device.group_choices(&choices, &mut self.groups[layer])?;
         if is_mixed {
@@ -330,24 +380,34 @@ impl<D: Device, T: Transport> Link<D> for Mesh<D, T> {
         Ok(Arrived { rows, groups: &self.groups[layer] })
     }
 
-    fn combine(
+    fn begin_combine(
         &mut self,
         device: &mut D,
+        half: Half,
         outputs: &mut D::Matrix,
         home: &mut D::Matrix,
-    ) -> Result<Home, LinkError<D::Error>> {
-        self.wire.come_to(3);
-        let is_fast = self.place.exchange.fast_combine;
-        if self.layout.shape.num_ranks == 1 && !is_fast {
-            // Alone, slots are in order as they are.
+    ) -> Result<(), LinkError<D::Error>> {
+        self.wire.come_to(half, 3);
+        if self.is_alone() {
+            // Slots are in order as they are.
             std::mem::swap(outputs, home);
-            self.wire.next_layer();
-            return Ok(Home::Choices);
+            return Ok(());
         }
         let outputs = device.read(outputs)?;
-        let answers = self.exchange_answers(&outputs).map_err(|fault| self.wire.fault(fault))?;
-        device.write(&answers, home)?;
-        self.wire.next_layer();
-        Ok(if is_fast { Home::Sums } else { Home::Choices })
+        self.send_answers(half, &outputs).map_err(|fault| self.wire.fault(half, fault))
+    }
+
+    fn end_combine(
+        &mut self,
+        device: &mut D,
+        half: Half,
+        home: &mut D::Matrix,
+    ) -> Result<Home, LinkError<D::Error>> {
+        if !self.is_alone() {
+            let answers = self.receive_answers(half).map_err(|fault| self.wire.fault(half, fault))?;
+            device.write(&answers, home)?;
+        }
+        self.wire.next_layer(half);
+        Ok(if self.place.exchange.fast_combine { Home::Sums } else { Home::Choices })
     }
 }

@@ -36,6 +36,8 @@ pub(crate) struct Round {
     pub(crate) tasks: Vec<Task>,
     /// All tasks' choices in turn; rows count the rows that arrived.
     pub(crate) wanted: Vec<Wanted>,
+    /// What this rank's experts answer its own group.
+    pub(crate) own_answers: Vec<f32>,
 }
 
 impl Round {
@@ -56,7 +58,12 @@ impl Round {
                 slot += 1;
             }
         }
-        Self { num_rows: routes.len(), asked, tasks: Vec::new(), wanted: Vec::new() }
+        Self { num_rows: routes.len(), asked, ..Self::default() }
+    }
+
+    /// True if any of the group's rows go out from this very rank.
+    pub(crate) fn is_sent(&self, layout: &Layout) -> bool {
+        layout.sends_to().any(|to| !self.asked[to.0 as usize].rows.is_empty())
     }
 
     /// Adds what a group asks of this rank; its rows are the next that arrived,

@@ -61,6 +61,9 @@ pub enum PlanError {
         /// Which sequence.
         sequence: u64,
     },
+    /// Halves of a step where there is room for one part only.
+    #[error("the step comes in halves, this rank has no room for two")]
+    NoHalves,
     /// A sampling parameter is out of its range.
     #[error("sequence {sequence}: sampling parameter {name} is {value}")]
     Sampling {
@@ -71,6 +74,15 @@ pub enum PlanError {
         /// Its value.
         value: f32,
     },
+}
+
+/// Where the token is that the step before sampled for a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sampled {
+    /// Among the device's samples.
+    At(u32),
+    /// Here: a step in halves leaves the samples of its last half on the device.
+    Token(TokenId),
 }
 
 /// What a plan may ask of this rank.
@@ -87,7 +99,7 @@ pub(crate) struct Bounds {
 /// The columns of a step.
 pub(crate) fn columns(
     slices: &[SequenceSlice],
-    sampled_before: &HashMap<SequenceId, u32>,
+    sampled_before: &HashMap<SequenceId, Sampled>,
     bounds: &Bounds,
 ) -> Result<Columns, PlanError> {
     let mut columns = Columns::default();
@@ -109,7 +121,7 @@ fn at_most(what: &'static str, found: usize, room: usize) -> Result<(), PlanErro
 fn add_slice(
     columns: &mut Columns,
     slice: &SequenceSlice,
-    sampled_before: &HashMap<SequenceId, u32>,
+    sampled_before: &HashMap<SequenceId, Sampled>,
     bounds: &Bounds,
 ) -> Result<(), PlanError> {
     let sequence = slice.sequence.0;
@@ -131,9 +143,13 @@ fn add_slice(
         }
         SliceTokens::SampledBefore => {
             let sample = sampled_before.get(&slice.sequence).copied();
-            let sample = sample.ok_or(PlanError::NothingSampled { sequence })?;
-            columns.feeds.push(Feed { row: first_row, sample });
-            columns.tokens.push(0);
+            match sample.ok_or(PlanError::NothingSampled { sequence })? {
+                Sampled::At(sample) => {
+                    columns.feeds.push(Feed { row: first_row, sample });
+                    columns.tokens.push(0);
+                }
+                Sampled::Token(token) => columns.tokens.push(token),
+            }
         }
     }
     columns.positions.extend(positions.clone());
@@ -160,6 +176,37 @@ fn add_slice(
         columns.draws.push(draw(sampling, positions.end, sequence, bounds)?);
     }
     Ok(())
+}
+
+/// Cuts a step in two by rows, the first half having the odd one. A slice that
+/// is cut goes on in the second half: its keys are there when they are read,
+/// since in each layer the first half comes first.
+pub(crate) fn halves(mut columns: Columns) -> [Columns; 2] {
+    let middle = columns.num_rows().div_ceil(2);
+    let mut second = Columns {
+        tokens: columns.tokens.split_off(middle),
+        positions: columns.positions.split_off(middle),
+        ..Columns::default()
+    };
+    let middle = middle as u32;
+    let feeds = columns.feeds.iter().filter(|feed| feed.row >= middle);
+    second.feeds = feeds.map(|feed| Feed { row: feed.row - middle, ..*feed }).collect();
+    columns.feeds.retain(|feed| feed.row < middle);
+    let rests = columns.slices.iter().filter(|slice| slice.rows.end > middle);
+    let rest = |slice: &SliceColumns| SliceColumns {
+        rows: slice.rows.start.saturating_sub(middle)..slice.rows.end - middle,
+        ..slice.clone()
+    };
+    second.slices = rests.map(rest).collect();
+    columns.slices.retain(|slice| slice.rows.start < middle);
+    if let Some(cut) = columns.slices.last_mut() {
+        cut.rows.end = cut.rows.end.min(middle);
+    }
+    // In the order of their rows, and so are the draws.
+    let num_first = columns.logit_rows.partition_point(|&row| row < middle);
+    second.logit_rows = columns.logit_rows.drain(num_first..).map(|row| row - middle).collect();
+    second.draws = columns.draws.drain(num_first..).collect();
+    [columns, second]
 }
 
 fn known(token: TokenId, sequence: u64, bounds: &Bounds) -> Result<(), PlanError> {
@@ -275,9 +322,40 @@ mod tests {
     fn a_fed_row_names_the_sample_of_the_step_before() {
         let fed = SequenceSlice { tokens: SliceTokens::SampledBefore, ..slice(0, &[]) };
         assert_eq!(check(fed.clone()), Err(PlanError::NothingSampled { sequence: 7 }));
-        let before = HashMap::from([(SequenceId(7), 3)]);
-        let columns = columns(&[fed], &before, &bounds()).unwrap();
-        assert_eq!(columns.feeds, [Feed { row: 0, sample: 3 }]);
+        let fed = |before| {
+            let before = HashMap::from([(SequenceId(7), before)]);
+            columns(std::slice::from_ref(&fed), &before, &bounds()).unwrap()
+        };
+        assert_eq!(fed(Sampled::At(3)).feeds, [Feed { row: 0, sample: 3 }]);
+        let known = fed(Sampled::Token(9));
+        assert!(known.feeds.is_empty() && known.tokens == [9]);
+    }
+
+    #[test]
+    fn halves_are_cut_by_rows() {
+        let sampled = |slice| SequenceSlice { sample: Some(SamplingParams::greedy()), ..slice };
+        let fed = sampled(SequenceSlice { tokens: SliceTokens::SampledBefore, ..slice(0, &[]) });
+        let before = HashMap::from([(SequenceId(7), Sampled::At(1))]);
+        let whole = |slices: &[SequenceSlice]| columns(slices, &before, &bounds()).unwrap();
+
+        let [first, second] = halves(whole(&[sampled(slice(0, &[1, 2, 3, 4, 5, 6])), fed.clone()]));
+        assert_eq!((first.tokens, second.tokens), (vec![1, 2, 3, 4], vec![5, 6, 0]));
+        assert_eq!((first.positions, second.positions), (vec![0, 1, 2, 3], vec![4, 5, 0]));
+        let rows = |slices: &[SliceColumns]| -> Vec<_> {
+            slices.iter().map(|slice| (slice.rows.start, slice.rows.end)).collect()
+        };
+        assert_eq!((rows(&first.slices), rows(&second.slices)), (vec![(0, 4)], vec![(0, 2), (2, 3)]));
+        assert_eq!(first.slices[0].full, second.slices[0].full);
+        assert!(first.feeds.is_empty() && first.logit_rows.is_empty() && first.draws.is_empty());
+        assert_eq!(second.feeds, [Feed { row: 2, sample: 1 }]);
+        assert_eq!((second.logit_rows, second.draws.len()), (vec![1, 2], 2));
+
+        let [first, second] = halves(whole(&[fed.clone(), fed.clone()]));
+        assert_eq!((first.logit_rows, second.logit_rows), (vec![0], vec![0]));
+        let [first, second] = halves(whole(&[fed]));
+        assert_eq!((first.num_rows(), first.draws.len()), (1, 1));
+        assert_eq!(second, Columns::default(), "a row has no halves");
+        assert_eq!(halves(whole(&[])), [Columns::default(), Columns::default()]);
     }
 
     #[test]

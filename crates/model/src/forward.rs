@@ -1,15 +1,15 @@
-//! The forward pass. The layer loop is written once, over `Device` and `Link`:
-//! one rank or many, CPU or GPU, one token or a long slice, it is this code.
+//! A step of a model: from a plan through the layers to samples.
 
-use crate::batch::PlanError;
+use crate::batch::{PlanError, Sampled};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
-use crate::observe::{Observer, Stage};
-use crate::seat::{ExchangeRoom, Room, Seat};
+use crate::layers::{self, Layers};
+use crate::observe::Observer;
+use crate::seat::{AttentionRoom, Room, Seat};
 use crate::shard::ShardSpec;
-use crate::weights::{HeldExperts, LoadError, LoadProgress, Weights};
+use crate::weights::{LoadError, LoadProgress, Weights};
 use chorale_device::{Columns, Device, Drawn};
-use chorale_link::{Home, Link, LinkError};
+use chorale_link::{Half, Link, LinkError};
 use chorale_plan::{Sample, SequenceId, SequenceSlice, StepOutput, StepPlan, TokenLogprob};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -30,8 +30,8 @@ pub struct GptOss<D: Device, L: Link<D>> {
     pub(crate) link: L,
     pub(crate) weights: Weights<D>,
     seat: Seat<D>,
-    /// Where the samples of the step before lie, by sequence.
-    sampled: HashMap<SequenceId, u32>,
+    /// What the step before sampled, by sequence.
+    sampled: HashMap<SequenceId, Sampled>,
     // Last, so that it outlives what was made on it.
     pub(crate) device: D,
 }
@@ -88,13 +88,17 @@ impl<D: Device, L: Link<D>> GptOss<D, L> {
     /// Computes a plan, perhaps an empty one, and samples the slices that ask
     /// for it. All ranks of the world compute the step together.
     pub fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, StepError<D::Error>> {
-        let columns = self.seat.columns(&plan.slices, &self.sampled)?;
+        let parts = self.seat.parts(plan, &self.sampled)?;
         self.link.begin(plan.step);
-        self.run(&columns, &mut ())?;
-        let drawn = self.draw(&columns)?;
+        self.run(&parts, &mut ())?;
+        let drawn = self.draw(&parts)?;
         let wanted = plan.slices.iter().filter(|slice| slice.sample.is_some());
         let wanted: Vec<SequenceId> = wanted.map(|slice| slice.sequence).collect();
-        self.sampled = wanted.iter().copied().zip(0..).collect();
+        let sampled = drawn.iter().zip(0..).map(|(drawn, index)| match plan.in_halves {
+            true => Sampled::Token(drawn.token),
+            false => Sampled::At(index),
+        });
+        self.sampled = wanted.iter().copied().zip(sampled).collect();
         let samples = wanted.into_iter().zip(drawn).map(|(sequence, drawn)| sample(sequence, drawn));
         Ok(StepOutput { step: plan.step, samples: samples.collect() })
     }
@@ -112,7 +116,7 @@ impl<D: Device, L: Link<D>> GptOss<D, L> {
         columns.draws.clear();
         // Such steps have no numbers: ranks that compute them together call alike.
         self.link.begin(0);
-        self.run(&columns, observer)?;
+        self.run(std::slice::from_ref(&columns), observer)?;
         let rows: Vec<u32> = (0..columns.num_rows() as u32).collect();
         let rows = &rows[rows.len() - last.min(rows.len())..];
         let mut logits = Vec::with_capacity(rows.len() * self.config().vocab_size);
@@ -124,92 +128,57 @@ impl<D: Device, L: Link<D>> GptOss<D, L> {
         Ok(logits)
     }
 
-    /// The layers: from the columns to `normed`, the final norm of every row.
-    fn run(&mut self, columns: &Columns, observer: &mut impl Observer<D>) -> Result<(), LinkError<D::Error>> {
+    /// The layers: from the columns of the step's parts to `normed`, the final
+    /// norm of every row.
+    fn run(&mut self, parts: &[Columns], observer: &mut impl Observer<D>) -> Result<(), LinkError<D::Error>> {
         let Self { device, link, weights, seat, .. } = self;
-        let Seat { attention, exchange: x, .. } = seat;
-        device.enter(|device| {
-            let (Some(dense), Some(w)) = (weights.dense(), attention) else {
-                return weights.experts().iter().try_for_each(|experts| {
-                    run_experts(device, link, experts, x)?;
-                    Ok(())
-                });
-            };
-            device.begin(columns, &w.samples, &mut w.batch)?;
-            device.embed(&dense.embedding, &w.batch, &mut w.hidden)?;
-            observer.hidden(device, Stage::Embedding, &w.hidden)?;
-            device.rms_norm(&w.hidden, &dense.layers[0].input_norm, &mut x.normed)?;
-            for (index, (layer, experts)) in dense.layers.iter().zip(weights.experts()).enumerate() {
-                device.qkv(&x.normed, &layer.qkv, &w.batch, &mut w.cache, index, &mut w.queries)?;
-                device.attention(&w.queries, &layer.sinks, &w.batch, &w.cache, index, &mut w.context)?;
-                link.all_gather(device, &w.cols.context, &mut w.context, &mut w.heads)?;
-                device.project(&w.heads, &layer.output, &mut w.projected)?;
-                link.all_gather(device, &w.cols.projected, &mut w.projected, &mut w.attended)?;
-                device.add_rms_norm(&w.attended, &layer.post_norm, &mut w.hidden, &mut x.normed)?;
-                observer.hidden(device, Stage::Attention(index), &w.hidden)?;
-
-                device.route(&x.normed, &layer.router, &mut x.routing)?;
-                observer.routing(device, index, &x.routing)?;
-                // The norm for what comes next is fused into the combine.
-                let next = dense.layers.get(index + 1).map_or(&dense.norm, |next| &next.input_norm);
-                match run_experts(device, link, experts, x)? {
-                    Home::Choices => {
-                        device.combine_rms_norm(
-                            &x.answers,
-                            &x.routing,
-                            next,
-                            &mut w.hidden,
-                            &mut x.normed,
-                        )?;
-                    }
-                    Home::Sums => device.add_rms_norm(&x.answers, next, &mut w.hidden, &mut x.normed)?,
-                }
-                observer.hidden(device, Stage::Layer(index), &w.hidden)?;
+        let Seat { attention, workspaces, outputs, .. } = seat;
+        let workspaces = &mut workspaces[..parts.len()];
+        device.enter(|device| match (weights.dense(), attention) {
+            (Some(dense), Some(room)) => {
+                let experts = weights.experts();
+                Layers { device, link, dense, experts, room, outputs, observer }.run(parts, workspaces)
             }
-            Ok(observer.hidden(device, Stage::FinalNorm, &x.normed)?)
+            _ => layers::experts_only(device, link, weights.experts(), outputs, workspaces),
         })
     }
 
-    /// Samples the rows that `run` left in `normed`.
-    fn draw(&mut self, columns: &Columns) -> Result<Vec<Drawn>, LinkError<D::Error>> {
+    /// Samples the rows that `run` left in `normed`, part by part.
+    fn draw(&mut self, parts: &[Columns]) -> Result<Vec<Drawn>, LinkError<D::Error>> {
         let Self { device, link, weights, seat, .. } = self;
-        let Seat { attention, exchange: x, .. } = seat;
-        let (Some(dense), Some(w), false) = (weights.dense(), attention, columns.draws.is_empty()) else {
+        let (Some(dense), Some(room)) = (weights.dense(), &mut seat.attention) else {
             return Ok(Vec::new());
         };
+        let AttentionRoom { cols, logits_part, logits, samples, .. } = room;
         device.enter(|device| {
-            device.lm_head(&x.normed, &dense.head, &w.batch, &mut w.logits_part)?;
-            link.all_gather(device, &w.cols.logits, &mut w.logits_part, &mut w.logits)?;
-            device.sample(&w.logits, &w.batch, &mut w.samples)?;
-            Ok(device.read_samples(&w.samples)?)
+            let mut drawn = Vec::new();
+            for ((half, columns), w) in Half::BOTH.into_iter().zip(parts).zip(&seat.workspaces) {
+                if !columns.draws.is_empty() {
+                    device.lm_head(&w.normed, &dense.head, &w.batch, logits_part)?;
+                    link.begin_gather(device, half, &cols.logits, logits_part)?;
+                    link.end_gather(device, half, &cols.logits, logits_part, logits)?;
+                    device.sample(logits, &w.batch, samples)?;
+                    drawn.extend(device.read_samples(samples)?);
+                }
+            }
+            Ok(drawn)
         })
     }
 
     /// The logits of the columns' `logit_rows`.
     fn head(&mut self, columns: &Columns) -> Result<Vec<f32>, LinkError<D::Error>> {
         let Self { device, link, weights, seat, .. } = self;
-        let Seat { attention, exchange: x, .. } = seat;
-        let (Some(dense), Some(w)) = (weights.dense(), attention) else { return Ok(Vec::new()) };
+        let (Some(dense), Some(room)) = (weights.dense(), &mut seat.attention) else { return Ok(Vec::new()) };
+        let AttentionRoom { cols, logits_part, logits, samples, .. } = room;
+        let w = &mut seat.workspaces[0];
         device.enter(|device| {
-            device.begin(columns, &w.samples, &mut w.batch)?;
-            device.lm_head(&x.normed, &dense.head, &w.batch, &mut w.logits_part)?;
-            link.all_gather(device, &w.cols.logits, &mut w.logits_part, &mut w.logits)?;
-            Ok(device.read(&w.logits)?)
+            device.begin(columns, samples, &mut w.batch)?;
+            device.lm_head(&w.normed, &dense.head, &w.batch, logits_part)?;
+            link.begin_gather(device, Half::First, &cols.logits, logits_part)?;
+            link.end_gather(device, Half::First, &cols.logits, logits_part, logits)?;
+            Ok(device.read(logits)?)
         })
     }
-}
-
-/// The rows of `normed` out to the experts of all ranks, those of all ranks
-/// through the experts that are here, and the answers home.
-fn run_experts<D: Device, L: Link<D>>(
-    device: &mut D,
-    link: &mut L,
-    experts: &HeldExperts<D>,
-    x: &mut ExchangeRoom<D>,
-) -> Result<Home, LinkError<D::Error>> {
-    let arrived = link.dispatch(device, &x.normed, &x.routing)?;
-    device.run_experts(arrived.rows, arrived.groups, &experts.packed, &mut x.outputs)?;
-    link.combine(device, &mut x.outputs, &mut x.answers)
 }
 
 fn sample(sequence: SequenceId, drawn: Drawn) -> Sample {

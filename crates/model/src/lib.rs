@@ -10,6 +10,7 @@ pub mod budget;
 pub mod checkpoint;
 pub mod config;
 mod forward;
+mod layers;
 mod observe;
 pub mod offline;
 mod place;

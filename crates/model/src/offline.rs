@@ -41,6 +41,7 @@ impl OfflineLimits {
             block_size: self.block_size,
             num_full_blocks: self.num_sequences * self.full_pages(),
             num_sliding_blocks: self.num_sequences * self.sliding_pages(config),
+            has_halves: false,
         }
     }
 

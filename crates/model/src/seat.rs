@@ -1,11 +1,11 @@
 //! A rank's room on its device: pages for keys and values, and the buffers of
 //! one step. Made anew for each place in a world; weights are not part of it.
 
-use crate::batch::{self, Bounds, PlanError};
+use crate::batch::{self, Bounds, PlanError, Sampled};
 use crate::config::ModelConfig;
 use crate::shard::{ShardSpec, Split};
 use chorale_device::{BatchLimits, Columns, Device, KvShape};
-use chorale_plan::{SequenceId, SequenceSlice};
+use chorale_plan::{SequenceId, SequenceSlice, StepPlan};
 use std::collections::HashMap;
 
 /// The room that a rank keeps for steps and for keys and values.
@@ -21,6 +21,8 @@ pub struct Room {
     pub num_full_blocks: usize,
     /// Pages of the sliding layers.
     pub num_sliding_blocks: usize,
+    /// Room for a second half beside the first: for steps that are computed in two.
+    pub has_halves: bool,
 }
 
 /// What a rank computes in.
@@ -30,14 +32,26 @@ pub struct Seat<D: Device> {
     bounds: Bounds,
     /// `None` for a rank with experts only.
     pub(crate) attention: Option<AttentionRoom<D>>,
-    pub(crate) exchange: ExchangeRoom<D>,
+    /// One for each half of a step that is computed at a time.
+    pub(crate) workspaces: Vec<Workspace<D>>,
+    /// What this rank's experts answer.
+    pub(crate) outputs: D::Matrix,
 }
 
-/// Buffers that hold the rows of the rank's own group.
+/// What a rank with attention has whatever is computed.
 pub(crate) struct AttentionRoom<D: Device> {
     /// How the group's matrices are split.
     pub(crate) cols: Cols,
     pub(crate) cache: D::KvCache,
+    /// This rank's part of the vocabulary, then all of it.
+    pub(crate) logits_part: D::Matrix,
+    pub(crate) logits: D::Matrix,
+    pub(crate) samples: D::Samples,
+}
+
+/// Buffers of the rows of the rank's own group, of one half. A rank with
+/// experts only has no rows in them.
+pub(crate) struct Workspace<D: Device> {
     pub(crate) batch: D::Batch,
     pub(crate) hidden: D::Matrix,
     pub(crate) queries: D::Matrix,
@@ -47,19 +61,9 @@ pub(crate) struct AttentionRoom<D: Device> {
     /// This rank's rows of the output projection, then all of them.
     pub(crate) projected: D::Matrix,
     pub(crate) attended: D::Matrix,
-    /// This rank's part of the vocabulary, then all of it.
-    pub(crate) logits_part: D::Matrix,
-    pub(crate) logits: D::Matrix,
-    pub(crate) samples: D::Samples,
-}
-
-/// Buffers of the exchange with experts. A rank with experts only has no rows
-/// of its own in them.
-pub(crate) struct ExchangeRoom<D: Device> {
     pub(crate) normed: D::Matrix,
     pub(crate) routing: D::Routing,
-    /// What this rank's experts answer, then what all experts answer this rank's rows.
-    pub(crate) outputs: D::Matrix,
+    /// What all experts answer.
     pub(crate) answers: D::Matrix,
 }
 
@@ -90,12 +94,12 @@ impl<D: Device> Seat<D> {
         let limits = if spec.attention { room.limits } else { no_rows };
         // Alone, outputs and answers change places.
         let slots = room.limits.max_rows * room.num_homes * config.experts_per_token;
-        let exchange = ExchangeRoom {
-            normed: device.matrix(limits.max_rows, config.hidden_size)?,
-            routing: device.routing(limits.max_rows, config.experts_per_token)?,
-            outputs: device.matrix(slots, config.hidden_size)?,
-            answers: device.matrix(slots, config.hidden_size)?,
-        };
+        let outputs = device.matrix(slots, config.hidden_size)?;
+        let mut workspaces = vec![Workspace::new(device, config, spec, (limits, slots))?];
+        if room.has_halves {
+            let limits = BatchLimits { max_rows: limits.max_rows.div_ceil(2), ..limits };
+            workspaces.push(Workspace::new(device, config, spec, (limits, slots))?);
+        }
         let attention = match spec.attention {
             true => Some(AttentionRoom::new(device, config, spec, (limits, &kv))?),
             false => None,
@@ -107,7 +111,7 @@ impl<D: Device> Seat<D> {
             vocab_size: config.vocab_size,
             context: config.max_position_embeddings,
         };
-        Ok(Self { config: config.clone(), spec: spec.clone(), bounds, attention, exchange })
+        Ok(Self { config: config.clone(), spec: spec.clone(), bounds, attention, workspaces, outputs })
     }
 
     pub(crate) fn config(&self) -> &ModelConfig {
@@ -131,9 +135,23 @@ impl<D: Device> Seat<D> {
     pub(crate) fn columns(
         &self,
         slices: &[SequenceSlice],
-        sampled_before: &HashMap<SequenceId, u32>,
+        sampled_before: &HashMap<SequenceId, Sampled>,
     ) -> Result<Columns, PlanError> {
         batch::columns(slices, sampled_before, &self.bounds)
+    }
+
+    /// A plan's parts, as they are computed: the whole, or two halves.
+    pub(crate) fn parts(
+        &self,
+        plan: &StepPlan,
+        sampled_before: &HashMap<SequenceId, Sampled>,
+    ) -> Result<Vec<Columns>, PlanError> {
+        let columns = self.columns(&plan.slices, sampled_before)?;
+        match (plan.in_halves, self.workspaces.len()) {
+            (false, _) => Ok(vec![columns]),
+            (true, 2) => Ok(batch::halves(columns).into()),
+            (true, _) => Err(PlanError::NoHalves),
+        }
     }
 }
 
@@ -144,10 +162,7 @@ impl<D: Device> AttentionRoom<D> {
         spec: &ShardSpec,
         (limits, kv): (BatchLimits, &KvShape),
     ) -> Result<Self, D::Error> {
-        let BatchLimits { max_rows, max_logit_rows, .. } = limits;
-        let local_width = spec.query_rows(config).len();
-        let width = config.num_attention_heads * config.head_dim;
-        let hidden = config.hidden_size;
+        let max_logit_rows = limits.max_logit_rows;
         let members = (0..spec.group.count).map(|index| ShardSpec {
             group: Split { index, ..spec.group },
             experts: Vec::new(),
@@ -164,6 +179,25 @@ impl<D: Device> AttentionRoom<D> {
         Ok(Self {
             cols,
             cache: device.kv_cache(kv)?,
+            logits_part: device.matrix(max_logit_rows, spec.vocab_rows(config).len())?,
+            logits: device.matrix(max_logit_rows, config.vocab_size)?,
+            samples: device.samples(max_logit_rows)?,
+        })
+    }
+}
+
+impl<D: Device> Workspace<D> {
+    fn new(
+        device: &mut D,
+        config: &ModelConfig,
+        spec: &ShardSpec,
+        (limits, slots): (BatchLimits, usize),
+    ) -> Result<Self, D::Error> {
+        let max_rows = limits.max_rows;
+        let local_width = spec.query_rows(config).len();
+        let width = config.num_attention_heads * config.head_dim;
+        let hidden = config.hidden_size;
+        Ok(Self {
             batch: device.batch(limits, &config.rope)?,
             hidden: device.matrix(max_rows, hidden)?,
             queries: device.matrix(max_rows, local_width)?,
@@ -171,9 +205,9 @@ impl<D: Device> AttentionRoom<D> {
             heads: device.matrix(max_rows, width)?,
             projected: device.matrix(max_rows, spec.output_rows(config).len())?,
             attended: device.matrix(max_rows, hidden)?,
-            logits_part: device.matrix(max_logit_rows, spec.vocab_rows(config).len())?,
-            logits: device.matrix(max_logit_rows, config.vocab_size)?,
-            samples: device.samples(max_logit_rows)?,
+            normed: device.matrix(max_rows, hidden)?,
+            routing: device.routing(max_rows, config.experts_per_token)?,
+            answers: device.matrix(slots, hidden)?,
         })
     }
 }

@@ -74,6 +74,11 @@ pub struct ExchangeOptions {
     /// Each rank adds up its own experts' outputs before they travel home: less
     /// traffic, but sums then depend on the placement in their last bits.
     pub fast_combine: bool,
+    /// Steps in which a group has at least so many rows are computed in two
+    /// halves, one while the other's rows travel; `None` for none. The answer is
+    /// the same, in its last bits, too, unless `fast_combine` gives those up. Ranks
+    /// keep buffers for the second half.
+    pub overlap_min_rows: Option<u32>,
 }
 
 /// How a row of activations travels.
@@ -127,6 +132,15 @@ pub enum FromWorker {
         epoch: Epoch,
         /// The placement's version.
         version: u32,
+    },
+    /// The experts of a placement cannot be had: the old ones stay in use.
+    Unprepared {
+        /// In which membership.
+        epoch: Epoch,
+        /// The placement's version.
+        version: u32,
+        /// Why.
+        reason: String,
     },
     /// A step's end.
     Done {

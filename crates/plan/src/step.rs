@@ -13,6 +13,9 @@ use crate::{BlockId, Rank, Sample, SamplingParams, SequenceId, Shape, TokenId};
 pub struct StepPlan {
     /// Counts up by one; a worker refuses a plan that skips or repeats.
     pub step: u64,
+    /// Computed in two halves, one while the other's rows travel. All ranks of a
+    /// step do it alike, those without rows, too.
+    pub in_halves: bool,
     /// What to compute, one slice for each scheduled sequence.
     pub slices: Vec<SequenceSlice>,
 }
@@ -22,7 +25,19 @@ impl StepPlan {
     pub fn part_of(&self, shape: Shape, rank: Rank) -> Self {
         let home = shape.group(rank).map(|group| Rank(group.start));
         let slices = self.slices.iter().filter(|slice| Some(slice.home) == home);
-        Self { step: self.step, slices: slices.cloned().collect() }
+        Self { step: self.step, in_halves: self.in_halves, slices: slices.cloned().collect() }
+    }
+
+    /// Whether ranks that exchange rows are to compute it in halves: where there
+    /// are others to wait for, and one group at least has rows enough.
+    pub fn pays_in_halves(&self, shape: Shape, min_rows: Option<u32>) -> bool {
+        let Some(min_rows) = min_rows.filter(|_| shape.num_ranks > 1) else { return false };
+        let mut rows = BTreeMap::new();
+        for slice in &self.slices {
+            *rows.entry(slice.home).or_insert(0) += slice.tokens.len();
+        }
+        // A single row cannot be halved.
+        rows.into_values().max().is_some_and(|rows| rows >= (min_rows as usize).max(2))
     }
 
     /// Joins what the first ranks of the groups sampled to what the whole plan
@@ -167,9 +182,27 @@ mod tests {
     }
 
     #[test]
+    fn halves_pay_where_one_group_has_rows_enough_and_there_are_others() {
+        let long = SequenceSlice { tokens: SliceTokens::Known(vec![1; 6]), ..slice(4, 2) };
+        let plan = StepPlan { step: 9, in_halves: false, slices: vec![slice(1, 2), slice(2, 0), long] };
+        let pays = |num_ranks, min_rows| {
+            let shape = Shape { tensor_parallel_size: 1, data_parallel_size: 1, num_ranks };
+            plan.pays_in_halves(shape, min_rows)
+        };
+        assert!(pays(2, Some(7)), "group 2 has seven rows");
+        assert!(!pays(2, Some(8)));
+        assert!(!pays(2, None));
+        assert!(!pays(1, Some(1)), "nobody to wait for");
+        let short = StepPlan { slices: vec![slice(1, 2), slice(2, 0)], ..plan.clone() };
+        assert!(!short.pays_in_halves(Shape { num_ranks: 2, ..Shape::SOLO }, Some(0)), "one row each");
+        assert!(StepPlan { in_halves: true, ..plan }.part_of(Shape::SOLO, Rank(0)).in_halves);
+    }
+
+    #[test]
     fn parts_of_a_plan_are_joined_in_the_order_of_its_slices() {
         let shape = Shape { tensor_parallel_size: 2, data_parallel_size: 2, num_ranks: 5 };
-        let plan = StepPlan { step: 9, slices: vec![slice(1, 2), slice(2, 0), slice(3, 2)] };
+        let plan =
+            StepPlan { step: 9, in_halves: false, slices: vec![slice(1, 2), slice(2, 0), slice(3, 2)] };
         let part = |rank| plan.part_of(shape, Rank(rank)).slices;
         assert_eq!(part(0), [slice(2, 0)]);
         assert_eq!(part(3), [slice(1, 2), slice(3, 2)], "all ranks of a group get its slices");

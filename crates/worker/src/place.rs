@@ -116,6 +116,7 @@ fn make_room(assignment: &Assignment, config: &ModelConfig) -> Result<(Place, Ro
         block_size: room.block_size_tokens as usize,
         num_full_blocks: room.num_full_blocks as usize,
         num_sliding_blocks: room.num_sliding_blocks as usize,
+        has_halves: exchange.overlap_min_rows.is_some() && shape.num_ranks > 1,
     };
     Ok((place, room, ShardSpec::of(*shape, *rank, placement)))
 }

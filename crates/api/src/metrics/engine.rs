@@ -166,7 +166,7 @@ fn register_gauges(meter: &Meter, source: &Source) {
 
 fn register_counters(meter: &Meter, source: &Source) {
     type Read = fn(&EngineStats) -> u64;
-    let counters: [(&str, &str, Read); 4] = [
+    let counters: [(&str, &str, Read); 5] = [
         ("vllm.prefix_cache_queries", "Tokens looked up in the prefix cache.", |stats| {
             stats.scheduler.prefix_cache_queries_tokens
         }),
@@ -177,6 +177,9 @@ fn register_counters(meter: &Meter, source: &Source) {
             stats.scheduler.num_preemptions
         }),
         ("chorale.steps", "Steps computed.", |stats| stats.num_steps),
+        ("chorale.lost_steps", "Steps that were lost with a rank and planned again.", |stats| {
+            stats.num_lost_steps
+        }),
     ];
     for (name, description, read) in counters {
         let source = source.clone();

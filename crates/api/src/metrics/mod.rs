@@ -3,6 +3,7 @@
 //! writes; nothing decides by these numbers.
 
 mod buckets;
+mod cluster;
 mod engine;
 mod exposition;
 mod http;
@@ -13,6 +14,7 @@ use crate::generation::{Accepted, Finished, FinishedChoice, Observer};
 use crate::status::EngineStatus;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use chorale_coordinator::cluster::ClusterStatus;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Meter, MeterProvider};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
@@ -39,8 +41,14 @@ struct Instruments {
 }
 
 impl Metrics {
-    /// Instruments for one model. Token histograms end at `max_model_len`.
-    pub fn new(model_name: &str, max_model_len: u32, status: watch::Receiver<EngineStatus>) -> Self {
+    /// Instruments for one model, and for its cluster where there is one. Token
+    /// histograms end at `max_model_len`.
+    pub fn new(
+        model_name: &str,
+        max_model_len: u32,
+        status: watch::Receiver<EngineStatus>,
+        cluster: Option<&watch::Receiver<Arc<ClusterStatus>>>,
+    ) -> Self {
         let reader = reader::Reader::default();
         let provider = SdkMeterProvider::builder().with_reader(reader.clone()).build();
         // vLLM numbers its engines; this server has one.
@@ -49,6 +57,9 @@ impl Metrics {
             KeyValue::new("engine", "0"),
         ]));
         let meter = provider.meter("chorale");
+        if let Some(cluster) = cluster {
+            cluster::register(&meter, &labels, cluster);
+        }
         Self(Arc::new(Instruments {
             engine: engine::EngineMetrics::new(&meter, &labels, status),
             requests: RequestMetrics::new(&meter, &labels, max_model_len),

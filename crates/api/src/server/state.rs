@@ -67,7 +67,7 @@ impl Shared {
         let SharedConfig { served_model_names, max_model_len, keyring, max_active_requests, cluster } =
             config;
         let model_name = served_model_names.first().map_or("", String::as_str);
-        let metrics = Metrics::new(model_name, max_model_len, status.clone());
+        let metrics = Metrics::new(model_name, max_model_len, status.clone(), cluster.as_ref());
         let requests = Requests::new(max_active_requests);
         let shutdown = Shutdown::default();
         Self(Arc::new(Parts { served_model_names, keyring, requests, metrics, shutdown, status, cluster }))

@@ -6,7 +6,9 @@ use crate::server::Shared;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use chorale_coordinator::cluster::{ClusterState, ClusterStatus, FaultStatus, MemberState, MemberStatus};
+use chorale_coordinator::cluster::{
+    BusiestExpert, ClusterState, ClusterStatus, FaultStatus, MemberState, MemberStatus,
+};
 use serde_json::{Value, json};
 
 /// `GET /v1/cluster`.
@@ -45,6 +47,11 @@ fn document(status: &ClusterStatus) -> Value {
         "transport": status.transport,
         "imbalance": status.imbalance,
         "rebalances": status.num_rebalances,
+        "experts_moved": status.num_moved_experts,
+        "experts": {
+            "rows": status.experts.rows,
+            "busiest": status.experts.busiest.iter().map(busiest).collect::<Vec<_>>(),
+        },
         "epochs": status.num_epochs,
         "recoveries": status.num_recoveries,
         "last_pause_s": seconds(status.last_pause_ms),
@@ -53,6 +60,10 @@ fn document(status: &ClusterStatus) -> Value {
         "num_faults": status.num_faults,
         "faults": status.faults.iter().map(|fault| self::fault(fault, &ago_s)).collect::<Vec<_>>(),
     })
+}
+
+fn busiest(busiest: &BusiestExpert) -> Value {
+    json!({"expert": busiest.expert, "share": busiest.share})
 }
 
 fn worker(member: &MemberStatus, ago_s: &impl Fn(u64) -> f64) -> Value {

@@ -45,6 +45,9 @@ pub(crate) struct CoordinationArgs {
     /// A worker that computes for so long without anything new is lost
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     hang_timeout: Option<String>,
+    /// How often experts may move to where there is less to do; 0 for never
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    rebalance_interval: Option<String>,
     /// How rows travel to experts: f32, or int8 for a quarter of the traffic and slightly other answers
     #[arg(long, value_name = "TYPE")]
     dispatch_dtype: Option<String>,

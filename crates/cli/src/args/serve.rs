@@ -86,4 +86,7 @@ pub(crate) struct ServingArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", help_heading = "Load")]
     prefix_caching: Option<bool>,
+    /// Compute steps with this many rows of a group in two halves, one while the other's rows travel
+    #[arg(long, value_name = "ROWS", allow_negative_numbers = true, help_heading = "Load")]
+    overlap_min_rows: Option<String>,
 }

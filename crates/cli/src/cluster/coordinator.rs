@@ -13,8 +13,7 @@ use anyhow::Context;
 use chorale_api::{EngineStatus, LoadStatus, Phase, Shared};
 use chorale_coordinator::Executor;
 use chorale_coordinator::cluster::{
-    BalanceRule, Cluster, ClusterConfig, ClusterExecutor, ClusterState, ClusterStatus, JoinPort,
-    JoinPortConfig, MemberState, Timeouts,
+    BalanceRule, Cluster, ClusterConfig, ClusterExecutor, ClusterStatus, JoinPort, JoinPortConfig, Timeouts,
 };
 use chorale_plan::{Epoch, ExchangeOptions, RowFormat};
 use std::net::SocketAddr;
@@ -57,7 +56,7 @@ impl Coordinator {
                 hang_ms: ms(settings.hang_timeout),
                 ..Timeouts::default()
             },
-            balance: BalanceRule::default(),
+            balance: BalanceRule::every(ms(settings.rebalance_interval)),
             max_members: MAX_WORKERS,
         };
         let (cluster, executor, _running) =
@@ -115,22 +114,9 @@ impl Coordinator {
 
 /// Tells the doors how far the ranks have come.
 async fn follow(mut cluster: watch::Receiver<Arc<ClusterStatus>>, tell: watch::Sender<EngineStatus>) {
-    let started = LoadStatus::new(0);
     loop {
-        let status = cluster.borrow_and_update().clone();
-        let wanted = status.wanted_tensor_parallel_size * status.wanted_data_parallel_size;
-        let (bytes, total_bytes) = match status.state {
-            ClusterState::Forming { bytes, total_bytes, .. } => (bytes, total_bytes),
-            _ => (0, 0),
-        };
-        let num_ready = status.members.iter().filter(|member| member.state == MemberState::Ready).count();
-        tell.send_replace(EngineStatus::Loading(LoadStatus {
-            bytes,
-            total_bytes,
-            ranks_ready: num_ready as u32,
-            ranks_total: status.shape.map_or(wanted, |shape| shape.num_ranks),
-            ..started
-        }));
+        let load = LoadStatus::from(&**cluster.borrow_and_update());
+        tell.send_replace(EngineStatus::Loading(load));
         if cluster.changed().await.is_err() {
             return;
         }
@@ -169,6 +155,7 @@ fn exchange(settings: &Config) -> ExchangeOptions {
             DispatchDtype::Int8 => RowFormat::Int8,
         },
         fast_combine: settings.fast_combine,
+        overlap_min_rows: settings.overlap_min_rows,
     }
 }
 

@@ -13,6 +13,9 @@ use std::time::Duration;
 /// A coordinator answers from what it knows: it needs no longer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Experts that are shown as the busiest.
+const NUM_BUSIEST: usize = 5;
+
 /// Runs the command.
 pub(crate) fn run(args: &ClusterArgs, setup: &Setup) -> anyhow::Result<()> {
     let status = fetch(&args.url, setup)?;
@@ -63,13 +66,14 @@ fn table(status: &Value) -> String {
     }
     let _ = writeln!(
         text,
-        "placement {}, imbalance {}, {} experts moved; {} recoveries, the last after {} s\n",
+        "placement {}, imbalance {}, {} experts moved; {} recoveries, the last after {} s",
         number(&status["placement"]),
         status["imbalance"].as_f64().map_or_else(|| "-".to_owned(), |times| format!("{times:.2}")),
-        number(&status["rebalances"]),
+        number(&status["experts_moved"]),
         number(&status["recoveries"]),
         status["last_pause_s"].as_f64().unwrap_or(0.0),
     );
+    let _ = writeln!(text, "{}\n", loads(&status["experts"]["rows"]));
     let mut rows = vec![
         [
             "RANK",
@@ -123,6 +127,22 @@ fn table(status: &Value) -> String {
     text
 }
 
+/// The experts to which most rows came, and the one to which fewest did.
+fn loads(rows: &Value) -> String {
+    let rows = rows.as_array().into_iter().flatten().filter_map(Value::as_u64);
+    let mut rows: Vec<(u64, usize)> = rows.zip(0..).collect();
+    let all: u64 = rows.iter().fold(0, |sum, (rows, _)| sum.saturating_add(*rows));
+    if all == 0 {
+        return "no rows came to experts yet".to_owned();
+    }
+    rows.sort_by_key(|&(rows, expert)| (std::cmp::Reverse(rows), expert));
+    let share =
+        |&(rows, expert): &(u64, usize)| format!("{expert} ({:.1}%)", 100.0 * rows as f64 / all as f64);
+    let busiest: Vec<String> = rows.iter().take(NUM_BUSIEST).map(share).collect();
+    let coldest = rows.last().map(share).unwrap_or_default();
+    format!("of the rows, over all layers: experts {} the most, {coldest} the fewest", busiest.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,7 +153,8 @@ mod tests {
         let text = table(&json!({
             "state": "lacking", "reason": "2 workers are wanted, 1 is here", "down_s": 3.25, "epoch": 7,
             "wanted": {"tensor_parallel_size": 2, "data_parallel_size": 1}, "shape": null,
-            "transport": "grpc", "placement": 0, "imbalance": null, "rebalances": 0, "recoveries": 0,
+            "transport": "grpc", "placement": 0, "imbalance": null, "rebalances": 0, "experts_moved": 0,
+            "experts": {"rows": [], "busiest": []}, "recoveries": 0,
             "last_pause_s": 0.0, "faults": [],
             "workers": [{"rank": null, "home": null, "role": "spare", "state": "waiting",
                 "address": "10.0.0.1:7", "device": "cpu, 2 threads", "memory_bytes": 1_u64 << 30,
@@ -142,5 +163,15 @@ mod tests {
         assert!(text.starts_with("lacking, epoch 7, 1 groups of 2, grpc\n"), "{text}");
         assert!(text.contains("since 3.2 s: 2 workers are wanted, 1 is here"), "{text}");
         assert!(text.contains("spare  waiting  10.0.0.1:7"), "{text}");
+    }
+
+    #[test]
+    fn the_busiest_experts_are_named_and_the_coldest() {
+        assert_eq!(
+            loads(&json!([5, 0, 40, 5, 20, 10, 20])),
+            "of the rows, over all layers: experts 2 (40.0%), 4 (20.0%), 6 (20.0%), 5 (10.0%), 0 (5.0%) the most, \
+             1 (0.0%) the fewest"
+        );
+        assert_eq!(loads(&Value::Null), "no rows came to experts yet");
     }
 }

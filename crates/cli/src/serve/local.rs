@@ -24,6 +24,7 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// All ranks of a world, on threads of this process.
 pub(super) struct LocalRanks {
     shape: Shape,
+    overlap_min_rows: Option<u32>,
     ranks: Vec<Rank>,
 }
 
@@ -63,6 +64,7 @@ pub(super) fn exchange(settings: &Config) -> ExchangeOptions {
             DispatchDtype::Int8 => RowFormat::Int8,
         },
         fast_combine: settings.fast_combine,
+        overlap_min_rows: settings.overlap_min_rows,
     }
 }
 
@@ -117,7 +119,7 @@ impl LocalRanks {
         for taken in taken {
             taken.await?;
         }
-        Ok(Self { shape, ranks })
+        Ok(Self { shape, overlap_min_rows: exchange.overlap_min_rows, ranks })
     }
 }
 
@@ -144,8 +146,9 @@ impl Executor for LocalRanks {
     async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
         let ids = self.shape.ranks();
         // All have their parts before the first one is waited for.
-        let running: Vec<_> =
-            self.ranks.iter().zip(ids).map(|(rank, id)| rank.step(0, plan.part_of(self.shape, id))).collect();
+        let in_halves = plan.pays_in_halves(self.shape, self.overlap_min_rows);
+        let part = |id| StepPlan { in_halves, ..plan.part_of(self.shape, id) };
+        let running: Vec<_> = self.ranks.iter().zip(ids).map(|(rank, id)| rank.step(0, part(id))).collect();
         let mut outputs = Vec::new();
         let mut failed: Option<RankError> = None;
         for (step, id) in running.into_iter().zip(self.shape.ranks()) {

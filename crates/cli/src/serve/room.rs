@@ -65,6 +65,7 @@ pub(super) fn room(config: &ModelConfig, wanted: &Wanted) -> Result<Room, UsageE
         block_size,
         num_full_blocks: num_full as usize,
         num_sliding_blocks: num_sliding as usize,
+        has_halves: false,
     })
 }
 

@@ -182,6 +182,13 @@ pub struct BalanceRule {
     pub max_changes: u32,
 }
 
+impl BalanceRule {
+    /// Looks at loads so often, 0 for never: a shorter look is content with less.
+    pub fn every(interval_ms: u64) -> Self {
+        Self { interval_ms, min_rows: interval_ms, ..Self::default() }
+    }
+}
+
 impl Default for BalanceRule {
     fn default() -> Self {
         Self { interval_ms: 10_000, min_imbalance: 1.25, min_intervals: 2, min_rows: 10_000, max_changes: 64 }

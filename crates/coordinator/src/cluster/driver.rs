@@ -50,6 +50,7 @@ impl Cluster {
     pub fn start(
         config: ClusterConfig,
     ) -> Result<(Self, ClusterExecutor, JoinHandle<()>), ClusterConfigError> {
+        let overlap_min_rows = config.exchange.overlap_min_rows;
         let membership = Membership::new(config)?;
         let (connections, unknown) = mpsc::channel(MAX_UNKNOWN);
         let (events, unheard) = mpsc::channel(MAX_UNHEARD);
@@ -58,6 +59,7 @@ impl Cluster {
         let (tell_world, world) = watch::channel(None);
         let driver = Driver {
             membership,
+            overlap_min_rows,
             started: Instant::now(),
             events,
             streams: BTreeMap::new(),
@@ -113,6 +115,8 @@ struct Running {
 /// What the one task owns.
 struct Driver {
     membership: Membership,
+    /// Steps with so many rows of a group are computed in halves.
+    overlap_min_rows: Option<u32>,
     started: Instant,
     events: mpsc::Sender<Heard>,
     streams: BTreeMap<MemberId, Stream>,
@@ -244,8 +248,9 @@ impl Driver {
     /// The plan for each rank: the slices of its own group.
     fn messages(&self, world: &World, plan: &StepPlan) -> Vec<(MemberId, ToWorker)> {
         let ranks = world.members.iter().zip(world.shape.ranks());
+        let in_halves = plan.pays_in_halves(world.shape, self.overlap_min_rows);
         let message = |(&member, rank)| {
-            let plan = part(plan, home_of(world.shape, rank));
+            let plan = StepPlan { in_halves, ..part(plan, home_of(world.shape, rank)) };
             (member, ToWorker::Step { epoch: world.epoch, placement: world.placement, plan })
         };
         ranks.map(message).collect()

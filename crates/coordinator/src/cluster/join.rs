@@ -28,7 +28,8 @@ pub(super) struct Wrong {
 /// The slices of one home.
 pub(super) fn part(plan: &StepPlan, home: Option<Rank>) -> StepPlan {
     let is_here = |slice: &&chorale_plan::SequenceSlice| Some(slice.home) == home;
-    StepPlan { step: plan.step, slices: plan.slices.iter().filter(is_here).cloned().collect() }
+    let slices = plan.slices.iter().filter(is_here).cloned().collect();
+    StepPlan { step: plan.step, in_halves: plan.in_halves, slices }
 }
 
 /// The first rank of a rank's group, which names its home.
@@ -118,7 +119,7 @@ mod tests {
             sliding_blocks: BlockTable::default(),
             sample: is_sampled.then(SamplingParams::greedy),
         };
-        StepPlan { step: 7, slices: slices.iter().map(slice).collect() }
+        StepPlan { step: 7, in_halves: false, slices: slices.iter().map(slice).collect() }
     }
 
     fn output(samples: &[(u64, u32)]) -> StepOutput {

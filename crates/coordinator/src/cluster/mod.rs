@@ -31,7 +31,9 @@ pub use executor::ClusterExecutor;
 pub use member::MemberId;
 pub use membership::{Action, Event, Membership, World};
 pub use service::{JoinPort, JoinPortConfig, JoinPortError};
-pub use status::{ClusterState, ClusterStatus, FaultStatus, MemberState, MemberStatus};
+pub use status::{
+    BusiestExpert, ClusterState, ClusterStatus, ExpertLoads, FaultStatus, MemberState, MemberStatus,
+};
 
 /// A small cluster for tests: 2 layers of 8 experts of 10 bytes; dense weights of
 /// 100 bytes alone and 60 in a group of two.
@@ -63,6 +65,7 @@ pub(crate) fn test_config(tensor_parallel_size: u32, data_parallel_size: u32) ->
             timeout_ms: 2000,
             dispatch: chorale_plan::RowFormat::F32,
             fast_combine: false,
+            overlap_min_rows: None,
         },
         transport: "channels".to_owned(),
         timeouts: Timeouts { loading_ms: 5000, hang_ms: 4000, step_ms: 20_000, ..Timeouts::default() },

@@ -13,6 +13,7 @@ use std::pin::Pin;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
@@ -30,6 +31,9 @@ const MAX_MESSAGE_BYTES: usize = 32 << 20;
 /// that are known are missed much earlier.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The hearing half of a call ends with the telling half: it only has to say how.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where workers join.
 #[derive(Clone, Debug)]
@@ -172,16 +176,19 @@ impl Telling {
 
     async fn next(&mut self) -> Option<Result<CoordinatorMessage, Status>> {
         let end = self.end.as_mut()?;
-        let said = tokio::select! {
+        let status = tokio::select! {
             // What the cluster has said goes first: why a worker is turned away.
             biased;
-            message = self.unsent.recv() => message.map(|message| Ok(message.into())),
-            status = end => status.ok().map(Err),
+            message = self.unsent.recv() => match message {
+                Some(message) => return Some(Ok(message.into())),
+                // The cluster also lets go of whoever says nothing more: how that
+                // came about is what the call ends with.
+                None => timeout(END_TIMEOUT, end).await.ok(),
+            },
+            status = &mut *end => Some(status),
         };
-        if !matches!(said, Some(Ok(_))) {
-            self.end = None;
-        }
-        said
+        self.end = None;
+        status?.ok().map(Err)
     }
 }
 

@@ -2,6 +2,8 @@
 
 use super::draft::Lack;
 use chorale_plan::{Epoch, Pulse, Rank, Shape, StepReport};
+use std::cmp::Reverse;
+use std::sync::Arc;
 
 /// The cluster at one moment. Times are in milliseconds since the coordinator
 /// started.
@@ -23,11 +25,15 @@ pub struct ClusterStatus {
     pub transport: String,
     /// The placement's version.
     pub placement: u32,
-    /// Experts that have been moved or copied to balance loads, since the start.
+    /// Placements that were taken into use to balance loads, since the start.
     pub num_rebalances: u64,
+    /// Experts that they moved or copied.
+    pub num_moved_experts: u64,
     /// The time of the busiest ranks as a multiple of what it would be if all were
     /// equally busy; `None` until loads are known.
     pub imbalance: Option<f64>,
+    /// What came to experts in this epoch.
+    pub experts: Arc<ExpertLoads>,
     /// All workers that are connected, ranks first.
     pub members: Vec<MemberStatus>,
     /// The last faults, the latest last.
@@ -42,6 +48,43 @@ pub struct ClusterStatus {
     pub last_pause_ms: u64,
     /// How long no step could run, all times together.
     pub total_pause_ms: u64,
+}
+
+/// What came to experts: as much of it as can be shown for any model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ExpertLoads {
+    /// Rows that came to each expert, over all layers; empty until ranks say so.
+    pub rows: Vec<u64>,
+    /// The busiest expert of each layer.
+    pub busiest: Vec<BusiestExpert>,
+}
+
+/// The expert of a layer to which most rows came.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct BusiestExpert {
+    /// Which; the first among equals.
+    pub expert: u32,
+    /// Its share of the layer's rows; 0 if there were none.
+    pub share: f64,
+}
+
+impl ExpertLoads {
+    /// Sums up the rows of each layer's experts.
+    pub(super) fn new(layers: &[Vec<u64>]) -> Self {
+        let add = |sum: u64, rows: &u64| sum.saturating_add(*rows);
+        let num_experts = layers.first().map_or(0, Vec::len);
+        let of_expert = |expert: usize| layers.iter().filter_map(|rows| rows.get(expert)).fold(0, add);
+        let busiest = layers.iter().map(|rows| {
+            let all = rows.iter().fold(0, add);
+            let most = rows.iter().zip(0..).max_by_key(|&(rows, expert)| (*rows, Reverse(expert)));
+            let share = |rows: u64| if all == 0 { 0.0 } else { rows as f64 / all as f64 };
+            most.map_or_else(BusiestExpert::default, |(rows, expert)| BusiestExpert {
+                expert,
+                share: share(*rows),
+            })
+        });
+        Self { rows: (0..num_experts).map(of_expert).collect(), busiest: busiest.collect() }
+    }
 }
 
 /// What goes on in a cluster.
@@ -156,4 +199,18 @@ pub struct FaultStatus {
     pub address: Option<String>,
     /// What happened.
     pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loads_are_summed_up_by_expert_and_by_layer() {
+        let loads = ExpertLoads::new(&[vec![1, 6, 1], vec![0, 0, 0], vec![5, 5, u64::MAX]]);
+        assert_eq!(loads.rows, [6, 11, u64::MAX]);
+        let busiest: Vec<_> = loads.busiest.iter().map(|one| (one.expert, one.share)).collect();
+        assert_eq!(busiest, [(1, 0.75), (0, 0.0), (2, 1.0)]);
+        assert_eq!(ExpertLoads::new(&[]), ExpertLoads::default());
+    }
 }

@@ -11,6 +11,8 @@ pub(crate) struct Checks {
     /// Of the last epoch, who got which rank.
     assigned: BTreeMap<MemberId, Assignment>,
     ready: BTreeSet<MemberId>,
+    /// Of the last epoch, who has which placement.
+    prepared: BTreeSet<(MemberId, u32)>,
     pub(crate) serving: Option<World>,
     /// Streams that are open, as the coordinator should know.
     pub(crate) open: BTreeSet<MemberId>,
@@ -24,11 +26,18 @@ impl Checks {
         self.open.clear();
         self.assigned.clear();
         self.ready.clear();
+        self.prepared.clear();
     }
 
     pub(crate) fn said_ready(&mut self, member: MemberId, epoch: Epoch) {
         if epoch.0 == self.last_epoch {
             self.ready.insert(member);
+        }
+    }
+
+    pub(crate) fn said_prepared(&mut self, member: MemberId, epoch: Epoch, version: u32) {
+        if epoch.0 == self.last_epoch {
+            self.prepared.insert((member, version));
         }
     }
 
@@ -66,6 +75,8 @@ impl Checks {
                 let world = self.serving.as_mut().expect("placements change while serving");
                 assert_eq!(*epoch, world.epoch);
                 assert!(*version > self.last_version);
+                let has = |member: &MemberId| self.prepared.contains(&(*member, *version));
+                assert!(world.members.iter().all(has), "steps name what every rank has");
                 self.last_version = *version;
                 world.placement = *version;
             }
@@ -83,6 +94,7 @@ impl Checks {
             self.last_epoch = epoch;
             self.assigned.clear();
             self.ready.clear();
+            self.prepared.clear();
         }
         let shape = assignment.shape;
         assert!(assignment.rank.0 < shape.num_ranks && shape.num_ranks >= shape.num_attention_ranks());

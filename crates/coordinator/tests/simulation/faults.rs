@@ -10,7 +10,7 @@ impl Simulation {
         let index = self.draw.below(self.workers.len() as u64) as usize;
         let other = self.draw.below(self.workers.len() as u64) as usize;
         let delay = 300 + self.draw.below(5000);
-        let kind = self.draw.below(13);
+        let kind = self.draw.below(14);
         if !self.workers[index].answers() {
             return;
         }
@@ -38,7 +38,8 @@ impl Simulation {
                 self.at(delay + 2000, Next::Restart(index));
             }
             11 => self.talk_nonsense(index),
-            12 if self.draw.below(100) < 40 => self.restart_coordinator(),
+            12 => self.workers[index].is_full = true,
+            13 if self.draw.below(100) < 40 => self.restart_coordinator(),
             _ => {}
         }
     }
@@ -113,17 +114,18 @@ impl Simulation {
         let step = self.draw.below(200);
         let reason = "nonsense".to_owned();
         let is_present = epoch == self.membership.epoch();
-        let message = match self.draw.below(9) {
+        let message = match self.draw.below(10) {
             0 => FromWorker::Lost { epoch, step, blamed: Some(rank), reason },
             1 => FromWorker::Unable { epoch, blamed: Some(rank), reason },
             2 => FromWorker::Unable { epoch, blamed: None, reason },
-            3 => FromWorker::Prepared { epoch, version: self.draw.below(5) as u32 },
+            3 => FromWorker::Unprepared { epoch, version: self.draw.below(5) as u32, reason },
             4 => FromWorker::Refused { epoch, step, reason },
             5 => FromWorker::Loads { epoch, rows: vec![vec![u64::MAX; 6]; self.draw.below(4) as usize] },
             6 => FromWorker::Loading { epoch, bytes: 1 << 60, total_bytes: 0, tensors: 9, total_tensors: 0 },
             7 => FromWorker::Pulse(Pulse { step: Some(step), waiting_for: Some(rank), stalled_ms: u32::MAX }),
-            // In the present epoch this would be taken for the truth.
-            _ if !is_present => FromWorker::Ready { epoch },
+            // In the present epoch these would be taken for the truth.
+            8 if !is_present => FromWorker::Prepared { epoch, version: self.draw.below(5) as u32 },
+            9 if !is_present => FromWorker::Ready { epoch },
             _ => FromWorker::Done {
                 epoch,
                 output: StepOutput { step: u64::MAX, samples: Vec::new() },
@@ -139,7 +141,7 @@ impl Simulation {
         self.partitions.mend_all();
         for index in 0..self.workers.len() {
             let worker = &mut self.workers[index];
-            (worker.is_hung, worker.is_liar, worker.slowness) = (false, false, 1);
+            (worker.is_hung, worker.is_liar, worker.is_full, worker.slowness) = (false, false, false, 1);
             if !worker.is_alive || worker.is_leaving {
                 self.restart(index);
             } else if worker.is_frozen {

@@ -26,6 +26,8 @@ pub(crate) struct Worker {
     /// How many times longer its loading takes.
     pub(crate) slowness: u64,
     pub(crate) is_leaving: bool,
+    /// It has no memory for more experts, and does not always say so.
+    pub(crate) is_full: bool,
     pub(crate) place: Option<Assignment>,
     pub(crate) is_ready: bool,
     pub(crate) work: Option<Work>,
@@ -61,6 +63,7 @@ impl Worker {
             is_liar: false,
             slowness: 1,
             is_leaving: false,
+            is_full: false,
             place: None,
             is_ready: false,
             work: None,
@@ -75,7 +78,7 @@ impl Worker {
         self.session = session;
         self.is_alive = true;
         (self.is_frozen, self.is_hung, self.is_liar, self.is_leaving) = (false, false, false, false);
-        self.slowness = 1;
+        (self.slowness, self.is_full) = (1, false);
         self.was_turned_away = false;
         self.stream = None;
         self.forget_place();

@@ -112,6 +112,7 @@ fn config(draw: &mut Draw) -> ClusterConfig {
             timeout_ms: EXCHANGE_MS as u32,
             dispatch: RowFormat::F32,
             fast_combine: false,
+            overlap_min_rows: None,
         },
         transport: "paper".to_owned(),
         timeouts: Timeouts {
@@ -261,8 +262,16 @@ impl Simulation {
             Next::Loading(index, epoch, part) => self.load(index, epoch, part),
             Next::Look(index, epoch, step) => self.look(index, epoch, step),
             Next::Prepared(index, epoch, version) => {
-                if self.workers[index].epoch() == Some(Epoch(epoch)) {
-                    self.send(index, FromWorker::Prepared { epoch: Epoch(epoch), version });
+                let worker = &self.workers[index];
+                let epoch = Epoch(epoch);
+                if worker.epoch() != Some(epoch) || !worker.answers() {
+                    return;
+                }
+                if !worker.is_full {
+                    self.send(index, FromWorker::Prepared { epoch, version });
+                } else if self.draw.below(2) == 0 {
+                    let reason = "no memory".to_owned();
+                    self.send(index, FromWorker::Unprepared { epoch, version, reason });
                 }
             }
             Next::Step => self.begin_step(),
@@ -345,8 +354,10 @@ impl Simulation {
         if !matches!(message, FromWorker::Pulse(_) | FromWorker::Done { .. } | FromWorker::Loads { .. }) {
             self.say(|| format!("worker {}: {message:?}", member.0));
         }
-        if let FromWorker::Ready { epoch } = &message {
-            self.checks.said_ready(member, *epoch);
+        match &message {
+            FromWorker::Ready { epoch } => self.checks.said_ready(member, *epoch),
+            FromWorker::Prepared { epoch, version } => self.checks.said_prepared(member, *epoch, *version),
+            _ => {}
         }
         let done = match &message {
             FromWorker::Done { epoch, output, .. } => Some((*epoch, output.step)),
@@ -386,7 +397,7 @@ impl Simulation {
         self.running = Some(Running { step: self.step, epoch: world.epoch, left });
         self.tell(Event::StepBegan { step: self.step });
         for member in world.members {
-            let plan = StepPlan { step: self.step, slices: Vec::new() };
+            let plan = StepPlan { step: self.step, in_halves: false, slices: Vec::new() };
             let step = ToWorker::Step { epoch: world.epoch, placement: world.placement, plan };
             self.deliver(member, step);
         }

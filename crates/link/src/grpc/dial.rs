@@ -2,6 +2,7 @@
 //! then carrying what the thread sends. A way that was good and broke stays
 //! broken: the epoch is over for this pair.
 
+use super::port::{PING_INTERVAL, PING_TIMEOUT};
 use super::world::{Peer, World};
 use crate::transport::{Fault, Frame};
 use chorale_plan::Rank;
@@ -64,6 +65,12 @@ async fn open(world: &Arc<World>, to: Rank, tls: Option<&Tls>) -> Result<Opened,
     let membership = &world.membership;
     let endpoint =
         tls::endpoint(&membership.addresses[to.0 as usize], tls).map_err(|error| error.to_string())?;
+    // A rank without work sends nothing, and a network that drops everything says
+    // nothing: whoever is there answers a ping, whatever its device does.
+    let endpoint = endpoint
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(true);
     let dialled = timeout(DIAL_TIMEOUT, endpoint.connect()).await;
     let channel = dialled.map_err(|_| "it does not answer".to_owned())?;
     let channel = channel.map_err(|error| reason_of(&error))?;

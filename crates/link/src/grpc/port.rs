@@ -42,9 +42,10 @@ const MAX_HELD: usize = MAX_RANKS as usize;
 const WINDOW_BYTES: u32 = 16 << 20;
 /// Of a frame of HTTP/2: the largest would make small messages wait.
 const HTTP_FRAME_BYTES: u32 = 256 << 10;
-/// A connection whose other end is silent for both together is closed.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection whose other end is silent for both together is closed, at either
+/// end: two ranks that lost each other are told apart from one that computes.
+pub(super) const PING_INTERVAL: Duration = Duration::from_secs(2);
+pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// What a request holds beside the payload, at most.
 const OVERHEAD_BYTES: usize = 64;
 

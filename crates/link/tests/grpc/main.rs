@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 mod faults;
+mod silence;
 mod strangers;
 mod tls;
 mod world;

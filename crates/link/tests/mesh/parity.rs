@@ -5,7 +5,7 @@ use crate::world::{
     EXACT, HIDDEN, MAX_ROWS, Model, NUM_EXPERTS, Random, TOP_K, alone, cpu, mesh, place, run, transports,
 };
 use chorale_device::Device;
-use chorale_link::Link;
+use chorale_link::{Half, Link};
 use chorale_plan::{ExchangeOptions, Placement, Rank, RowFormat, Shape};
 
 const fn shape(tensor_parallel_size: u32, data_parallel_size: u32, num_ranks: u32) -> Shape {
@@ -143,7 +143,8 @@ fn columns_are_joined_in_rank_order_whatever_their_widths() {
                     let mut whole = device.matrix(4, 6).unwrap();
                     device.write(&values, &mut part).unwrap();
                     link.begin(0);
-                    link.all_gather(device, &cols, &mut part, &mut whole).unwrap();
+                    link.begin_gather(device, Half::First, &cols, &part).unwrap();
+                    link.end_gather(device, Half::First, &cols, &mut part, &mut whole).unwrap();
                     let expected: Vec<f32> =
                         (0..num_rows).flat_map(|row| (0..6).map(move |col| value(row, col))).collect();
                     assert_eq!(device.read(&whole).unwrap(), expected, "{rank:?}");
@@ -170,4 +171,61 @@ fn a_mesh_goes_over_to_another_placement() {
     let none = Placement { version: 2, layers: Vec::new() };
     assert!(link.go_over(device, none).is_err());
     assert_eq!(link.placement().version, 1, "what does not fit changes nothing");
+}
+
+/// Columns of one half are on their way while the other's are sent.
+#[test]
+fn halves_do_not_mix() {
+    let shape = shape(2, 1, 2);
+    let placement = Random(1).placement(shape.num_ranks, 1);
+    std::thread::scope(|scope| {
+        for (rank, transport) in shape.ranks().zip(transports(shape, 10_000)) {
+            let placement = &placement;
+            scope.spawn(move || {
+                let device = &mut cpu();
+                let mut link = mesh(device, transport, place(shape, rank, EXACT, 1), placement);
+                link.begin(0);
+                let mut parts = Vec::new();
+                for half in Half::BOTH {
+                    let mut part = device.matrix(1, 1).unwrap();
+                    device.write(&[(10 * rank.0 + half as u32) as f32], &mut part).unwrap();
+                    link.begin_gather(device, half, &[1, 1], &part).unwrap();
+                    parts.push(part);
+                }
+                // Each goes on as it likes, all ranks alike.
+                for half in [Half::First, Half::Second] {
+                    let mut whole = device.matrix(1, 2).unwrap();
+                    link.end_gather(device, half, &[1, 1], &mut parts[half as usize], &mut whole).unwrap();
+                    let first = half as u32 as f32;
+                    assert_eq!(device.read(&whole).unwrap(), [first, 10.0 + first], "{half:?}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_frame_of_the_other_half_is_astray() {
+    let shape = shape(2, 1, 2);
+    let placement = Random(1).placement(shape.num_ranks, 1);
+    let errors: Vec<String> = std::thread::scope(|scope| {
+        let ranks = shape.ranks().zip(transports(shape, 10_000)).map(|(rank, transport)| {
+            let placement = &placement;
+            scope.spawn(move || {
+                let device = &mut cpu();
+                let mut link = mesh(device, transport, place(shape, rank, EXACT, 1), placement);
+                link.begin(0);
+                let (mut part, mut whole) = (device.matrix(1, 1).unwrap(), device.matrix(1, 2).unwrap());
+                device.write(&[1.0], &mut part).unwrap();
+                let half = Half::BOTH[rank.0 as usize];
+                link.begin_gather(device, half, &[1, 1], &part).unwrap();
+                let ended = link.end_gather(device, half, &[1, 1], &mut part, &mut whole);
+                ended.unwrap_err().to_string()
+            })
+        });
+        let ranks: Vec<_> = ranks.collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    assert!(errors[0].contains("layer 0, gather 0 of step 0: rank 1 sent what belongs to"), "{errors:?}");
+    assert!(errors[1].contains("layer 0, gather 0 of the second half of step 0"), "{errors:?}");
 }

@@ -1,7 +1,7 @@
 //! Random layers of experts, and worlds that exchange rows with them.
 
 use chorale_device::{Cpu, CpuError, DensePart, DenseSource, Device, ExpertsSource, Mxfp4Part, Mxfp4Source};
-use chorale_link::{Home, Link, LinkError, LocalTransport, Mesh, Place, Solo, Transport, local};
+use chorale_link::{Half, Home, Link, LinkError, LocalTransport, Mesh, Place, Solo, Transport, local};
 use chorale_plan::{Epoch, ExchangeOptions, Placement, Rank, RowFormat, Shape};
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -11,8 +11,12 @@ pub(crate) const NUM_EXPERTS: usize = 7;
 pub(crate) const TOP_K: usize = 3;
 pub(crate) const MAX_ROWS: usize = 8;
 
-pub(crate) const EXACT: ExchangeOptions =
-    ExchangeOptions { timeout_ms: 10_000, dispatch: RowFormat::F32, fast_combine: false };
+pub(crate) const EXACT: ExchangeOptions = ExchangeOptions {
+    timeout_ms: 10_000,
+    dispatch: RowFormat::F32,
+    fast_combine: false,
+    overlap_min_rows: None,
+};
 
 /// SplitMix64.
 pub(crate) struct Random(pub(crate) u64);
@@ -127,9 +131,11 @@ pub(crate) fn step<L: Link<Cpu>>(
         let experts = device.experts(model.pick(layer, &experts_of(layer)))?;
         let router = device.linear(model.routers[layer].clone())?;
         device.route(&normed, &router, &mut routing)?;
-        let arrived = link.dispatch(device, &normed, &routing)?;
+        link.begin_dispatch(device, Half::First, &normed, &routing)?;
+        let arrived = link.end_dispatch(device, Half::First, &normed, &routing)?;
         device.run_experts(arrived.rows, arrived.groups, &experts, &mut outputs)?;
-        let form = link.combine(device, &mut outputs, &mut home)?;
+        link.begin_combine(device, Half::First, &mut outputs, &mut home)?;
+        let form = link.end_combine(device, Half::First, &mut home)?;
         let weights = device.read_routing(&routing)?.concat().iter().map(|choice| choice.weight).collect();
         homed.weights.push(weights);
         let answers = device.read(&home)?;

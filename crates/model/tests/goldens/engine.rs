@@ -6,7 +6,7 @@ use chorale_link::Solo;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_model::shard::ShardSpec;
-use chorale_model::{GptOss, Observer, Stage};
+use chorale_model::{GptOss, Observer, Room, Stage};
 use chorale_plan::{SamplingParams, StepPlan, TokenId};
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -18,6 +18,8 @@ pub(crate) type Engine = GptOss<Cpu, Solo<Cpu>>;
 pub(crate) struct Bench {
     pub(crate) engine: Engine,
     pub(crate) limits: OfflineLimits,
+    /// Whether steps are computed in halves, by their number.
+    pub(crate) in_halves: fn(u64) -> bool,
 }
 
 pub(crate) fn limits(num_sequences: usize, max_slice_tokens: usize, block_size: usize) -> OfflineLimits {
@@ -35,9 +37,9 @@ impl Bench {
         let mut device = Cpu::new(NonZeroUsize::new(2)).unwrap();
         let link = Solo::new(&mut device, config.num_experts as u32).unwrap();
         let spec = ShardSpec::whole(config);
-        let room = limits.room(config);
+        let room = Room { has_halves: true, ..limits.room(config) };
         let engine = GptOss::load(device, link, &checkpoint, &spec, &room, &mut |_| ()).unwrap();
-        Self { engine, limits }
+        Self { engine, limits, in_halves: |_| false }
     }
 
     pub(crate) fn sequence(&self, index: usize, prompt: &[TokenId]) -> OfflineSequence {
@@ -81,7 +83,8 @@ impl Bench {
             step += 1;
             let unfinished = sequences.iter_mut().enumerate().filter(|(_, s)| s.output().len() < count);
             let slices = unfinished.map(|(index, s)| s.take_slice(slice, &params[index])).collect();
-            let output = self.engine.step(&StepPlan { step, slices }).unwrap();
+            let output =
+                self.engine.step(&StepPlan { step, in_halves: (self.in_halves)(step), slices }).unwrap();
             for sample in output.samples {
                 sequences[sample.sequence.0 as usize].push(sample.token);
             }

@@ -59,3 +59,21 @@ fn any_company_gives_the_same_tokens() {
         assert!(distinct.len() > 20, "penalties keep repetition down: {:?}", together[5]);
     }
 }
+
+/// Steps in halves between whole ones, of many rows and of a single one.
+#[test]
+fn halves_give_the_same_tokens() {
+    for model in MODELS {
+        let prompts: Vec<Vec<TokenId>> = ["p130", "p17", "p1"].map(|name| prompt(model, name)).into();
+        let seeded = |seed| SamplingParams { temperature: 1.0, seed, ..SamplingParams::greedy() };
+        let params = [SamplingParams::greedy(), seeded(1), seeded(2)];
+        for (prompts, params) in [(&prompts[..], &params[..]), (&prompts[..1], &params[..1])] {
+            let mut bench = Bench::new(model, limits(3, 64, 32));
+            let whole = bench.generate(prompts, params, 50, 12);
+            for in_halves in [|_| true, (|step| step % 3 == 1) as fn(u64) -> bool] {
+                bench.in_halves = in_halves;
+                assert_eq!(bench.generate(prompts, params, 50, 12), whole, "{model}");
+            }
+        }
+    }
+}

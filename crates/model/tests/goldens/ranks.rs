@@ -40,7 +40,12 @@ fn engine<T: Transport>(
         epoch: Epoch(1),
         shape,
         rank,
-        exchange: ExchangeOptions { timeout_ms: 10_000, dispatch: RowFormat::F32, fast_combine: false },
+        exchange: ExchangeOptions {
+            timeout_ms: 10_000,
+            dispatch: RowFormat::F32,
+            fast_combine: false,
+            overlap_min_rows: None,
+        },
         num_layers: config.num_layers(),
         num_experts: config.num_experts,
         top_k: config.experts_per_token,

@@ -15,16 +15,17 @@ use chorale_plan::{
 pub const MAX_SLICES: usize = 1 << 16;
 
 impl From<StepPlan> for v1::StepPlan {
-    fn from(StepPlan { step, slices }: StepPlan) -> Self {
-        Self { step, slices: slices.into_iter().map(Into::into).collect() }
+    fn from(StepPlan { step, in_halves, slices }: StepPlan) -> Self {
+        Self { step, in_halves, slices: slices.into_iter().map(Into::into).collect() }
     }
 }
 
 impl TryFrom<v1::StepPlan> for StepPlan {
     type Error = InvalidField;
 
-    fn try_from(v1::StepPlan { step, slices }: v1::StepPlan) -> Result<Self, InvalidField> {
-        Ok(Self { step, slices: items("slices", slices, MAX_SLICES)? })
+    fn try_from(message: v1::StepPlan) -> Result<Self, InvalidField> {
+        let v1::StepPlan { step, in_halves, slices } = message;
+        Ok(Self { step, in_halves, slices: items("slices", slices, MAX_SLICES)? })
     }
 }
 

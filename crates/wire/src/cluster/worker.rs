@@ -27,6 +27,9 @@ impl From<FromWorker> for v1::WorkerMessage {
             FromWorker::Prepared { epoch, version } => {
                 Said::Prepared(v1::Prepared { epoch: epoch.0, version })
             }
+            FromWorker::Unprepared { epoch, version, reason } => {
+                Said::Unprepared(v1::Unprepared { epoch: epoch.0, version, reason: cut(reason) })
+            }
             FromWorker::Done { epoch, output, report } => Said::Done(v1::Done {
                 epoch: epoch.0,
                 output: Some(output.into()),
@@ -68,6 +71,7 @@ impl TryFrom<v1::WorkerMessage> for FromWorker {
             Said::Prepared(v1::Prepared { epoch, version }) => {
                 ("prepared", Ok(Self::Prepared { epoch: Epoch(epoch), version }))
             }
+            Said::Unprepared(unprepared) => ("unprepared", unprepared.try_into()),
             Said::Done(done) => ("done", done.try_into()),
             Said::Refused(refused) => ("refused", refused.try_into()),
             Said::Lost(lost) => ("lost", lost.try_into()),
@@ -138,6 +142,15 @@ impl TryFrom<v1::Unable> for FromWorker {
     fn try_from(v1::Unable { epoch, blamed, reason }: v1::Unable) -> Result<Self, InvalidField> {
         let reason = short("reason", reason, MAX_REASON_BYTES)?;
         Ok(Self::Unable { epoch: Epoch(epoch), blamed: some_rank("blamed", blamed)?, reason })
+    }
+}
+
+impl TryFrom<v1::Unprepared> for FromWorker {
+    type Error = InvalidField;
+
+    fn try_from(v1::Unprepared { epoch, version, reason }: v1::Unprepared) -> Result<Self, InvalidField> {
+        let reason = short("reason", reason, MAX_REASON_BYTES)?;
+        Ok(Self::Unprepared { epoch: Epoch(epoch), version, reason })
     }
 }
 

@@ -191,7 +191,12 @@ impl From<ExchangeOptions> for v1::ExchangeOptions {
             RowFormat::F32 => v1::RowFormat::F32,
             RowFormat::Int8 => v1::RowFormat::Int8,
         };
-        Self { timeout_ms: options.timeout_ms, dispatch: dispatch.into(), fast_combine: options.fast_combine }
+        Self {
+            timeout_ms: options.timeout_ms,
+            dispatch: dispatch.into(),
+            fast_combine: options.fast_combine,
+            overlap_min_rows: options.overlap_min_rows,
+        }
     }
 }
 
@@ -209,6 +214,7 @@ impl TryFrom<v1::ExchangeOptions> for ExchangeOptions {
             timeout_ms: message.timeout_ms,
             dispatch: present("dispatch", dispatch)?,
             fast_combine: message.fast_combine,
+            overlap_min_rows: message.overlap_min_rows,
         })
     }
 }

@@ -77,6 +77,11 @@ pub(crate) fn from_worker() -> impl Strategy<Value = FromWorker> {
         epoch().prop_map(|epoch| FromWorker::Ready { epoch }),
         unable,
         (epoch(), any::<u32>()).prop_map(|(epoch, version)| FromWorker::Prepared { epoch, version }),
+        (epoch(), any::<u32>(), text()).prop_map(|(epoch, version, reason)| FromWorker::Unprepared {
+            epoch,
+            version,
+            reason
+        }),
         done,
         refused,
         lost,
@@ -143,11 +148,13 @@ fn assignment() -> impl Strategy<Value = Assignment> {
             num_sliding_blocks,
         },
     );
-    let exchange =
-        (1..=3_600_000u32, any::<bool>(), any::<bool>()).prop_map(|(timeout_ms, is_int8, fast_combine)| {
+    let exchange = (1..=3_600_000u32, any::<[bool; 2]>(), any::<Option<u32>>()).prop_map(
+        |(timeout_ms, is, overlap_min_rows)| {
+            let [is_int8, fast_combine] = is;
             let dispatch = if is_int8 { RowFormat::Int8 } else { RowFormat::F32 };
-            ExchangeOptions { timeout_ms, dispatch, fast_combine }
-        });
+            ExchangeOptions { timeout_ms, dispatch, fast_combine, overlap_min_rows }
+        },
+    );
     let whole = shape.prop_flat_map(|shape| {
         let ranks = shape.num_ranks;
         (Just(shape), 0..ranks, vec(address(), ranks as usize), placement(ranks))
@@ -166,7 +173,8 @@ fn assignment() -> impl Strategy<Value = Assignment> {
 }
 
 pub(crate) fn plan() -> impl Strategy<Value = StepPlan> {
-    (any::<u64>(), vec(slice(), 0..4)).prop_map(|(step, slices)| StepPlan { step, slices })
+    let plan = (any::<u64>(), any::<bool>(), vec(slice(), 0..4));
+    plan.prop_map(|(step, in_halves, slices)| StepPlan { step, in_halves, slices })
 }
 
 fn slice() -> impl Strategy<Value = SequenceSlice> {

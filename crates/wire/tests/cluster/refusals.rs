@@ -29,7 +29,12 @@ fn assigned() -> v1::Assigned {
             block_size_tokens: 16,
             ..Default::default()
         }),
-        exchange: Some(v1::ExchangeOptions { timeout_ms: 1000, dispatch: 1, fast_combine: false }),
+        exchange: Some(v1::ExchangeOptions {
+            timeout_ms: 1000,
+            dispatch: 1,
+            fast_combine: false,
+            overlap_min_rows: None,
+        }),
     }
 }
 
@@ -58,7 +63,7 @@ fn a_place_must_be_one_of_the_world() {
     let dispatch = |format| {
         changed(&|message| {
             message.exchange =
-                Some(v1::ExchangeOptions { timeout_ms: 1, dispatch: format, fast_combine: false });
+                Some(v1::ExchangeOptions { timeout_ms: 1, dispatch: format, ..Default::default() });
         })
     };
     assert_eq!(dispatch(0), "assigned.exchange.dispatch");
@@ -96,7 +101,7 @@ fn a_plan_must_be_of_numbers() {
             ..Default::default()
         };
         change(&mut slice);
-        let plan = Some(v1::StepPlan { step: 1, slices: vec![slice] });
+        let plan = Some(v1::StepPlan { step: 1, in_halves: false, slices: vec![slice] });
         refused(Said::Step(v1::Step { epoch: 1, placement: 0, plan }))
     };
     let sampling =

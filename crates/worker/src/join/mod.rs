@@ -74,11 +74,11 @@ impl Default for Patience {
         Self {
             dial: Duration::from_secs(5),
             silence: Duration::from_secs(5),
-            connect: Duration::from_secs(15),
+            connect: Duration::from_secs(5),
             first_pause: Duration::from_millis(100),
             last_pause: Duration::from_secs(5),
             leave: Duration::from_secs(30),
-            loads: Duration::from_secs(5),
+            loads: Duration::from_secs(2),
         }
     }
 }

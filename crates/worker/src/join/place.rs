@@ -25,7 +25,7 @@ pub(super) struct Place {
     pub(super) epoch: Epoch,
     end: EndHandle,
     /// Each gives what is to be said when it is done.
-    tasks: JoinSet<Option<FromWorker>>,
+    tasks: JoinSet<FromWorker>,
 }
 
 impl Drop for Place {
@@ -52,26 +52,27 @@ impl Place {
         let checkpoint: Arc<Checkpoint> = worker.checkpoint.clone();
         let loading = worker.rank.take(assignment, checkpoint, Box::new(transport), on_progress);
         let mut tasks = JoinSet::new();
-        tasks.spawn(async move { Some(settle(epoch, loading, connecting, reported, said).await) });
+        tasks.spawn(settle(epoch, loading, connecting, reported, said));
         Self { epoch, end, tasks }
     }
 
     /// Loads what a new placement asks for beside the steps.
     pub(super) fn prepare(&mut self, rank: &Rank, placement: Placement) {
         let (epoch, version) = (self.epoch, placement.version);
+        let unprepared = move |reason| {
+            tracing::warn!(version, reason, "a placement cannot be prepared");
+            FromWorker::Unprepared { epoch, version, reason }
+        };
         if self.tasks.len() >= MAX_PREPARING {
-            tracing::warn!(version, "a placement is not prepared: others are on their way");
+            self.tasks.spawn(async move { unprepared("others are on their way".to_owned()) });
             return;
         }
         let preparing = rank.prepare(placement);
         self.tasks.spawn(async move {
             match preparing.await {
-                Ok(()) => Some(FromWorker::Prepared { epoch, version }),
-                // The old placement serves on: nobody waits for this one.
-                Err(error) => {
-                    tracing::warn!(%error, version, "a placement cannot be prepared");
-                    None
-                }
+                Ok(()) => FromWorker::Prepared { epoch, version },
+                // The old placement serves on.
+                Err(error) => unprepared(error.to_string()),
             }
         });
     }
@@ -80,9 +81,9 @@ impl Place {
     pub(super) async fn next(&mut self) -> FromWorker {
         loop {
             match self.tasks.join_next().await {
-                Some(Ok(Some(message))) => return message,
+                Some(Ok(message)) => return message,
                 // A panic has been reported, and the coordinator will miss the answer.
-                Some(Ok(None) | Err(_)) => {}
+                Some(Err(_)) => {}
                 None => std::future::pending().await,
             }
         }

@@ -142,6 +142,8 @@ async fn nobody_has_to_be_there_to_leave() {
     let worker = start(config).await;
     let mut call = coordinator.call().await;
     call.welcome().await;
+    // One that is not let in yet leaves without a word.
+    call.until(|said| matches!(said, FromWorker::Pulse(_))).await;
     worker.leaving.cancel();
     call.until(|said| *said == FromWorker::Leaving).await;
     assert_eq!(worker.ended().await.unwrap(), Left::Unheard, "nobody answered");
@@ -163,5 +165,15 @@ async fn what_is_not_for_this_worker_is_passed_over() {
     assert!(matches!(unable, FromWorker::Unable { epoch: Epoch(4), blamed: None, .. }), "{unable:?}");
     call.assign(assignment(5, Shape::SOLO, 0, &[offer.address])).await;
     call.until(|said| *said == FromWorker::Ready { epoch: Epoch(5) }).await;
+    let placement = Placement { version: 1, ..Placement::solo(1, 1) };
+    call.tell(ToWorker::Prepare { epoch: Epoch(5), placement }).await;
+    let unprepared = call.until(|said| matches!(said, FromWorker::Unprepared { .. })).await;
+    assert!(
+        matches!(unprepared, FromWorker::Unprepared { epoch: Epoch(5), version: 1, .. }),
+        "{unprepared:?}"
+    );
+    // The old one stays in use.
+    call.tell(ToWorker::Step { epoch: Epoch(5), placement: 0, plan: plan(1) }).await;
+    call.until(|said| matches!(said, FromWorker::Done { .. })).await;
     drop(worker);
 }

@@ -85,7 +85,12 @@ pub(crate) fn assignment(epoch: u64, shape: Shape, rank: u32, addresses: &[Strin
             num_full_blocks: 8,
             num_sliding_blocks: 8,
         },
-        exchange: ExchangeOptions { timeout_ms: 10_000, dispatch: RowFormat::F32, fast_combine: false },
+        exchange: ExchangeOptions {
+            timeout_ms: 10_000,
+            dispatch: RowFormat::F32,
+            fast_combine: false,
+            overlap_min_rows: None,
+        },
     }
 }
 
@@ -103,7 +108,7 @@ pub(crate) fn plan(step: u64) -> StepPlan {
         sliding_blocks: table,
         sample: Some(SamplingParams { num_logprobs: Some(1), ..SamplingParams::greedy() }),
     };
-    StepPlan { step, slices: vec![slice] }
+    StepPlan { step, in_halves: false, slices: vec![slice] }
 }
 
 /// What was sampled in a step, with its log-probability's bits.

@@ -2,7 +2,8 @@
 //! those of one rank, bit for bit.
 
 use crate::world::{World, alone, open, shape, uneven, wait};
-use chorale_plan::Shape;
+use chorale_plan::{Shape, StepPlan};
+use chorale_worker::RankError;
 
 /// Groups of 1, 2 and 3, one group and more, ranks with experts only. Each is
 /// run where the model has as many key-value heads.
@@ -30,6 +31,39 @@ fn every_world_gives_the_same_bits() {
             assert!(found == expected, "{model} on {shape:?}");
         }
     }
+}
+
+/// Slices are cut, halves and homes are empty, and tokens of a step in halves are
+/// fed to one that is whole, and the other way round.
+#[test]
+fn steps_in_halves_give_the_same_bits() {
+    let kinds: [fn(u64) -> bool; 3] = [|_| true, |step| step % 2 == 0, |step| step % 3 != 0];
+    for (model, in_halves) in ["a-small", "b-awkward", "c-ratio"].into_iter().zip(kinds) {
+        let checkpoint = open(model);
+        for count in [4, 1] {
+            let expected = alone(&checkpoint, count);
+            for shape in SHAPES {
+                if shape.tensor_parallel_size as usize > checkpoint.config().num_key_value_heads {
+                    continue;
+                }
+                let world = World { in_halves, ..World::new(&checkpoint, shape) };
+                assert!(world.generate(count, 1, |_| 0) == expected, "{model} on {shape:?}, {count}");
+            }
+        }
+    }
+}
+
+#[test]
+fn halves_without_room_for_two_are_refused() {
+    let checkpoint = open("a-small");
+    let world = World { in_halves: |_| true, ..World::new(&checkpoint, Shape::SOLO) };
+    let plan = StepPlan { step: 1, in_halves: true, slices: Vec::new() };
+    let errors = world.step(0, &plan).unwrap_err();
+    assert!(
+        matches!(&errors[..], [RankError::Refused { reason }] if reason.contains("halves")),
+        "{errors:?}"
+    );
+    assert!(world.step(0, &StepPlan { step: 2, in_halves: false, ..plan }).is_ok());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_plan::{
     Assignment, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, RowFormat, Sample, SamplingParams,
-    SequenceId, SequenceSlice, Shape, StepOutput, StepPlan, TokenId,
+    SequenceId, SequenceSlice, Shape, SliceTokens, StepOutput, StepPlan, TokenId,
 };
 use chorale_worker::{Rank, RankError};
 use std::future::Future;
@@ -61,6 +61,8 @@ pub(crate) struct World {
     pub(crate) abort: LocalAbort,
     /// What each rank told of its loading, first and last.
     pub(crate) loaded: Vec<Vec<LoadProgress>>,
+    /// Whether steps are computed in halves, by their number.
+    pub(crate) in_halves: fn(u64) -> bool,
 }
 
 pub(crate) fn start_ranks(count: u32) -> Vec<Rank> {
@@ -88,7 +90,12 @@ pub(crate) fn assignment(
             num_full_blocks: room.num_full_blocks as u32,
             num_sliding_blocks: room.num_sliding_blocks as u32,
         },
-        exchange: ExchangeOptions { timeout_ms: 10_000, dispatch: RowFormat::F32, fast_combine: false },
+        exchange: ExchangeOptions {
+            timeout_ms: 10_000,
+            dispatch: RowFormat::F32,
+            fast_combine: false,
+            overlap_min_rows: Some(2),
+        },
     }
 }
 
@@ -122,7 +129,7 @@ impl World {
         }
         taken.into_iter().for_each(|taken| wait(taken).unwrap());
         let loaded = loaded.into_iter().map(|told| told.lock().unwrap().clone()).collect();
-        Self { checkpoint: Arc::clone(checkpoint), shape, ranks, abort, loaded }
+        Self { checkpoint: Arc::clone(checkpoint), shape, ranks, abort, loaded, in_halves: |_| false }
     }
 
     /// Runs a plan on all ranks and joins what they sampled.
@@ -189,7 +196,9 @@ impl World {
             if slices.is_empty() {
                 break;
             }
-            let output = self.step(placement(step), &StepPlan { step, slices }).unwrap();
+            let output = self
+                .step(placement(step), &StepPlan { step, in_halves: (self.in_halves)(step), slices })
+                .unwrap();
             for sample in output.samples {
                 let sequence = &mut sequences[sample.sequence.0 as usize];
                 sequence.inner.push(sample.token);
@@ -212,7 +221,10 @@ pub(crate) struct Sequence {
 impl Sequence {
     pub(crate) fn take_slice(&mut self) -> SequenceSlice {
         // Four of them fill a step of 64 rows.
-        let slice = self.inner.take_slice(16, &self.params);
+        let mut slice = self.inner.take_slice(16, &self.params);
+        if !self.samples.is_empty() {
+            slice.tokens = SliceTokens::SampledBefore;
+        }
         SequenceSlice { sequence: self.id, home: self.home, ..slice }
     }
 }

@@ -3,8 +3,10 @@
 use super::{Action, Membership, Pending, Phase};
 use crate::cluster::config::BalanceRule;
 use crate::cluster::placement::{Capacity, imbalance, rebalance};
+use crate::cluster::status::ExpertLoads;
 use chorale_plan::{Placement, Rank, ToWorker};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// What is known of loads.
 #[derive(Clone, Debug, Default)]
@@ -17,7 +19,10 @@ pub(super) struct Balance {
     /// Intervals in a row with too much imbalance.
     num_over: u32,
     pub(super) imbalance: Option<f64>,
+    /// Placements in a row that ranks did not load.
+    num_given_up: u32,
     pub(super) num_rebalances: u64,
+    pub(super) num_moved_experts: u64,
 }
 
 impl Balance {
@@ -31,6 +36,7 @@ impl Balance {
     ) -> Placement {
         self.seen = Vec::new();
         self.num_over = 0;
+        self.num_given_up = 0;
         self.imbalance = None;
         self.next_ms = now_ms.saturating_add(rule.interval_ms);
         let is_known = rule.interval_ms > 0 && self.recent.len() == placement.layers.len();
@@ -71,41 +77,58 @@ impl Balance {
     }
 }
 
+/// A placement that could not be loaded is not tried again for so many intervals
+/// at most.
+const MAX_PAUSE_INTERVALS: u64 = 64;
+
 impl Membership {
     /// Looks at loads from time to time, and gives up a placement that ranks
     /// do not get ready for.
     pub(super) fn check_placement(&mut self) {
-        let rule = self.config.balance;
-        let loading_ms = self.config.timeouts.loading_ms;
-        let Some(present) = &mut self.present else { return };
-        if !matches!(present.phase, Phase::Serving) || rule.interval_ms == 0 {
+        let interval_ms = self.config.balance.interval_ms;
+        let loading_ms = self.timeouts().loading_ms;
+        let Some(present) = &self.present else { return };
+        if !matches!(present.phase, Phase::Serving) || interval_ms == 0 {
             return;
         }
-        if let Some(pending) = &present.pending {
-            if self.now_ms.saturating_sub(pending.since_ms) >= loading_ms {
-                tracing::warn!(
-                    version = pending.placement.version,
-                    "a placement is given up: ranks do not load it"
-                );
-                present.pending = None;
+        match &present.pending {
+            Some(pending) if self.now_ms.saturating_sub(pending.since_ms) >= loading_ms => {
+                self.give_up_placement("ranks do not load it");
             }
-            return;
+            Some(_) => {}
+            None if self.now_ms < self.balance.next_ms => {}
+            None => {
+                self.balance.next_ms = self.now_ms.saturating_add(interval_ms);
+                self.look_at_loads();
+            }
         }
-        if self.now_ms < self.balance.next_ms {
-            return;
-        }
-        self.balance.next_ms = self.now_ms.saturating_add(rule.interval_ms);
+    }
+
+    /// Rows that came to each expert in this epoch, by layer.
+    fn rows(&self) -> Vec<Vec<u64>> {
         let model = &self.config.model;
         let mut rows = vec![vec![0u64; model.num_experts as usize]; model.num_layers as usize];
-        for id in &present.draft.members {
-            let loads = self.members.get(id).map_or(&[][..], |member| &member.loads);
+        let members = self.present.iter().flat_map(|present| &present.draft.members);
+        for loads in members.filter_map(|id| Some(&self.members.get(id)?.loads)) {
             for (sum, rows) in rows.iter_mut().zip(loads) {
                 sum.iter_mut().zip(rows).for_each(|(sum, rows)| *sum = sum.saturating_add(*rows));
             }
         }
+        rows
+    }
+
+    /// A rank has said what came to its experts.
+    pub(super) fn sum_up_loads(&mut self) {
+        self.experts = Arc::new(ExpertLoads::new(&self.rows()));
+    }
+
+    fn look_at_loads(&mut self) {
+        let rule = self.config.balance;
+        let rows = self.rows();
         if !self.balance.look(rows, rule.min_rows) {
             return;
         }
+        let Some(present) = &mut self.present else { return };
         let capacities = &present.draft.capacities;
         let found = imbalance(&present.placement, &self.balance.recent, capacities);
         self.balance.imbalance = Some(found);
@@ -118,12 +141,34 @@ impl Membership {
         let Some(mut placement) = better else { return };
         present.version += 1;
         placement.version = present.version;
+        tracing::info!(version = placement.version, imbalance = found, "experts are to move");
         let epoch = present.epoch;
         for &id in &present.draft.members {
             let placement = placement.clone();
             self.actions.push(Action::Tell(id, ToWorker::Prepare { epoch, placement }));
         }
         present.pending = Some(Pending { placement, prepared: BTreeSet::new(), since_ms: self.now_ms });
+    }
+
+    /// The placement that ranks load is not going to be used, and the old one
+    /// stays. Another is tried later, and later still each time: a rank without
+    /// memory to spare has none the next time either.
+    fn give_up_placement(&mut self, reason: &str) {
+        let Some(present) = &mut self.present else { return };
+        let Some(pending) = present.pending.take() else { return };
+        tracing::warn!(reason, version = pending.placement.version, "a placement is given up");
+        let doubled = 1u64.checked_shl(self.balance.num_given_up).unwrap_or(u64::MAX);
+        let pause_ms = self.config.balance.interval_ms.saturating_mul(doubled.min(MAX_PAUSE_INTERVALS));
+        self.balance.num_given_up = self.balance.num_given_up.saturating_add(1);
+        self.balance.next_ms = self.now_ms.saturating_add(pause_ms);
+    }
+
+    /// A rank cannot load a placement.
+    pub(super) fn unprepared(&mut self, rank: Rank, version: u32, reason: &str) {
+        let pending = self.present.as_ref().and_then(|present| present.pending.as_ref());
+        if pending.is_some_and(|pending| pending.placement.version == version) {
+            self.give_up_placement(&format!("rank {} cannot load it: {reason}", rank.0));
+        }
     }
 
     /// A rank has loaded a placement. When all have, steps use it.
@@ -138,8 +183,10 @@ impl Membership {
             return;
         }
         let Some(pending) = present.pending.take() else { return };
-        present.placement = pending.placement;
+        self.balance.num_moved_experts += num_changed(&present.placement, &pending.placement);
         self.balance.num_rebalances += 1;
+        self.balance.num_given_up = 0;
+        present.placement = pending.placement;
         self.balance.imbalance =
             Some(imbalance(&present.placement, &self.balance.recent, &present.draft.capacities));
         for (&id, rank) in present.draft.members.iter().zip(present.draft.shape.ranks()) {
@@ -150,4 +197,11 @@ impl Membership {
         }
         self.actions.push(Action::Place { epoch: present.epoch, version });
     }
+}
+
+/// Experts that other ranks hold than before.
+fn num_changed(before: &Placement, after: &Placement) -> u64 {
+    let layers = before.layers.iter().zip(&after.layers);
+    let experts = layers.flat_map(|(before, after)| before.iter().zip(after));
+    experts.filter(|(before, after)| before != after).count() as u64
 }

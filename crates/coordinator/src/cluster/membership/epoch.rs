@@ -6,6 +6,7 @@ use crate::cluster::member::{Member, MemberId};
 use crate::cluster::placement::spread;
 use chorale_plan::{Assignment, Epoch, Rank, ToWorker};
 use chorale_scheduler::HomeConfig;
+use std::sync::Arc;
 
 impl Membership {
     /// Forms a world of those that are there, if there is none.
@@ -75,6 +76,7 @@ impl Membership {
             }
             self.actions.push(Action::Tell(id, ToWorker::Assigned(Box::new(assignment))));
         }
+        self.experts = Arc::default();
         self.present = Some(Present {
             epoch: self.epoch,
             draft,

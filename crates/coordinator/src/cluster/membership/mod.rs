@@ -9,12 +9,13 @@ mod snapshot;
 use super::config::{ClusterConfig, ClusterConfigError};
 use super::draft::{Draft, Lack};
 use super::member::{Member, MemberId, Records};
-use super::status::FaultStatus;
+use super::status::{ExpertLoads, FaultStatus};
 use balance::Balance;
 use chorale_plan::{Epoch, FromWorker, Placement, Rank, Shape, ToWorker};
 use chorale_scheduler::HomeConfig;
 use inquest::Inquest;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,6 +159,8 @@ pub struct Membership {
     has_served: bool,
     next_pulse_ms: u64,
     balance: Balance,
+    /// What came to experts in this epoch.
+    experts: Arc<ExpertLoads>,
     faults: VecDeque<FaultStatus>,
     num_faults: u64,
     num_epochs: u64,
@@ -189,6 +192,7 @@ impl Membership {
             has_served: false,
             next_pulse_ms: 0,
             balance: Balance::default(),
+            experts: Arc::default(),
             faults: VecDeque::new(),
             num_faults: 0,
             num_epochs: 0,
@@ -294,6 +298,9 @@ impl Membership {
                 self.witness(rank, blamed, &reason);
             }
             FromWorker::Prepared { epoch, version } if is_now(epoch) => self.prepared(rank, version),
+            FromWorker::Unprepared { epoch, version, reason } if is_now(epoch) => {
+                self.unprepared(rank, version, &reason);
+            }
             FromWorker::Done { epoch, output, report } if is_now(epoch) && is_step(output.step) => {
                 member.report = report;
                 if let Some(running) = &mut self.running {
@@ -315,6 +322,7 @@ impl Membership {
                     && rows.iter().all(|rows| rows.len() == model.num_experts as usize);
                 if is_whole {
                     member.loads = rows;
+                    self.sum_up_loads();
                 }
             }
             // Of another epoch, or too late.

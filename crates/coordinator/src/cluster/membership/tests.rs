@@ -407,31 +407,18 @@ fn a_lack_is_told_in_numbers_and_ends_when_somebody_comes() {
 }
 
 #[test]
-fn hot_experts_get_copies_while_steps_run() {
-    let mut table = Table::serving(test_config(1, 2), 2);
-    let mut rows = vec![vec![10; 8]; 2];
-    rows[0][0] = 1000;
-    rows[1][1] = 1000;
-    for round in 1..4 {
-        let rows = rows.iter().map(|rows| rows.iter().map(|rows| rows * round).collect()).collect();
-        table.say(1, FromWorker::Loads { epoch: Epoch(1), rows });
-        table.wait(if round == 3 { 1000 } else { 10_000 });
-    }
-    let Some(ToWorker::Prepare { placement, .. }) = table.told(2).last().copied().cloned() else { panic!() };
-    assert_eq!(placement.version, 1);
-    assert_eq!(placement.layers[0][0], [Rank(0), Rank(1)]);
-    table.say(1, FromWorker::Prepared { epoch: Epoch(1), version: 1 });
-    table.say(2, FromWorker::Prepared { epoch: Epoch(1), version: 7 });
-    assert_eq!(table.membership.placement().unwrap().version, 0);
-    let before = table.membership.status().imbalance.unwrap();
-    table.say(2, FromWorker::Prepared { epoch: Epoch(1), version: 1 });
-    assert_eq!(table.actions.last(), Some(&Action::Place { epoch: Epoch(1), version: 1 }));
-    assert!(table.membership.status().imbalance.unwrap() < before);
-    assert_eq!(table.suspensions(), 0, "no step was lost");
-    // What is known of loads is used in the next epoch from the start.
-    table.join(offer(3));
-    table.wait(1500);
-    assert!(table.assignment(3).unwrap().placement.layers[0][0].len() > 1);
+fn a_leaver_that_nobody_can_replace_is_an_ordinary_loss_in_the_end() {
+    let mut table = Table::serving(test_config(1, 1), 1);
+    table.say(1, FromWorker::Leaving);
+    table.wait(3000);
+    assert!(table.serves(), "it stays as long as it likes");
+    table.event(Event::StepBegan { step: 1 });
+    table.broke(1);
+    assert_eq!(table.suspensions(), 1, "the step is void");
+    assert!(matches!(table.membership.status().state, ClusterState::Lacking { .. }));
+    assert_eq!(table.membership.num_faults, 0, "it had said so");
+    table.join(offer(2));
+    table.all_ready();
 }
 
 #[test]
@@ -441,3 +428,5 @@ fn a_coordinator_that_starts_anew_goes_on_above_all_old_epochs() {
     table.join(offer(1));
     assert_eq!(table.assignment(1).unwrap().epoch, Epoch(5000));
 }
+
+mod placement;
