@@ -149,7 +149,8 @@ impl TestCluster {
         });
     }
 
-    fn wait(&mut self, timeout: Duration, what: &str, is_so: impl Fn(&Self) -> bool) {
+    /// Waits until something is so.
+    pub fn wait(&mut self, timeout: Duration, what: &str, is_so: impl Fn(&Self) -> bool) {
         let until = Instant::now() + timeout;
         while !is_so(self) {
             assert!(Instant::now() < until, "{what} within {timeout:?}:\n{}", self.logs());
