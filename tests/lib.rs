@@ -4,5 +4,6 @@
 pub mod chaos;
 pub mod client;
 pub mod cluster;
+pub mod models;
 pub mod network;
 pub mod process;

@@ -6,6 +6,7 @@
 use chorale_e2e::chaos::{self, ChaosSettings};
 use chorale_e2e::client::{Client, Question};
 use chorale_e2e::cluster::{ClusterSettings, TestCluster};
+use chorale_e2e::models::cut_heads;
 use chorale_e2e::network::skip;
 use chorale_e2e::process::pause;
 use serde_json::{Value, json};
@@ -70,6 +71,14 @@ fn the_demo_model_answers_alike_in_every_shape() {
 fn awkward_geometries_answer_alike_in_every_shape() {
     same_answers(&fixture("b-awkward"), &[(3, 1, 0), (2, 2, 0)]);
     same_answers(&fixture("c-ratio"), &[(2, 1, 1), (1, 4, 0)]);
+}
+
+#[test]
+fn a_group_may_have_as_many_ranks_as_key_value_heads() {
+    let directory = tempfile::tempdir().unwrap();
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/models/c-ratio");
+    cut_heads(Path::new(fixture), directory.path(), 2);
+    same_answers(directory.path().to_str().unwrap(), &[(4, 1, 0), (4, 1, 1)]);
 }
 
 #[test]
