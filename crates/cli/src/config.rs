@@ -3,12 +3,14 @@
 //! else; what each setting may be stands in `keys`.
 
 use crate::keys::Key;
+use chorale_plan::{ExchangeOptions, RowFormat};
 use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Profile, Provider};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What file, environment and flags together say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -300,6 +302,19 @@ const FILE_VARIABLE: &str = "CHORALE_CONFIG";
 const LOG_VARIABLE: &str = "CHORALE_LOG";
 
 impl Config {
+    /// How ranks exchange rows, where one waits so long for another.
+    pub(crate) fn exchange(&self, timeout: Duration) -> ExchangeOptions {
+        ExchangeOptions {
+            timeout_ms: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
+            dispatch: match self.dispatch_dtype {
+                DispatchDtype::F32 => RowFormat::F32,
+                DispatchDtype::Int8 => RowFormat::Int8,
+            },
+            fast_combine: self.fast_combine,
+            overlap_min_rows: self.overlap_min_rows,
+        }
+    }
+
     /// Merges file, environment and flags over the defaults. `file` was named
     /// by a flag; `default_file` is used if it exists and none was named.
     pub(crate) fn load(

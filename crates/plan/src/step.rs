@@ -23,7 +23,7 @@ pub struct StepPlan {
 impl StepPlan {
     /// What a rank computes of it: the slices of its group, perhaps none.
     pub fn part_of(&self, shape: Shape, rank: Rank) -> Self {
-        let home = shape.group(rank).map(|group| Rank(group.start));
+        let home = shape.home(rank);
         let slices = self.slices.iter().filter(|slice| Some(slice.home) == home);
         Self { step: self.step, in_halves: self.in_halves, slices: slices.cloned().collect() }
     }

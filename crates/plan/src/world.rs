@@ -35,6 +35,12 @@ impl Shape {
         (rank.0 < self.num_attention_ranks()).then_some(first..first + size)
     }
 
+    /// The first rank of a rank's group: the name of its home. `None` for one with
+    /// experts only.
+    pub fn home(self, rank: Rank) -> Option<Rank> {
+        self.group(rank).map(|group| Rank(group.start))
+    }
+
     /// The groups, each by its first rank: the name that plans give to a home.
     pub fn homes(self) -> impl Iterator<Item = Rank> {
         (0..self.data_parallel_size).map(move |group| Rank(group * self.tensor_parallel_size))
@@ -79,6 +85,7 @@ mod tests {
         assert_eq!(shape.group(Rank(1)), Some(0..2));
         assert_eq!(shape.group(Rank(2)), Some(2..4));
         assert_eq!(shape.group(Rank(4)), None, "experts only");
+        assert_eq!((shape.home(Rank(3)), shape.home(Rank(4))), (Some(Rank(2)), None));
         assert_eq!(shape.homes().collect::<Vec<_>>(), [Rank(0), Rank(2)]);
     }
 

@@ -61,7 +61,7 @@ pub(crate) fn take<D: Device>(
     match made {
         Ok((link, seat)) => {
             shared.set_loads(Some(Arc::clone(link.loads())));
-            let home = assignment.shape.group(assignment.rank).map(|group| Rank(group.start));
+            let home = assignment.shape.home(assignment.rank);
             let placed = Placed {
                 model: GptOss::new(device, link, weights, seat),
                 checkpoint,

@@ -2,7 +2,7 @@
 //! while they come together.
 
 use super::{facts, trust};
-use crate::config::{Config, DispatchDtype};
+use crate::config::Config;
 use crate::exit::UsageError;
 use crate::serve::banner::Ready;
 use crate::serve::begin::Begin;
@@ -15,7 +15,7 @@ use chorale_coordinator::Executor;
 use chorale_coordinator::cluster::{
     BalanceRule, Cluster, ClusterConfig, ClusterExecutor, ClusterStatus, JoinPort, JoinPortConfig, Timeouts,
 };
-use chorale_plan::{Epoch, ExchangeOptions, RowFormat};
+use chorale_plan::Epoch;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -49,7 +49,7 @@ impl Coordinator {
             first_epoch: first_epoch(),
             room: facts::room(&described.config, &wanted, settings.kv_cache_memory_bytes, &model)?,
             model,
-            exchange: exchange(settings),
+            exchange: settings.exchange(Duration::from_secs_f64(settings.hang_timeout) + EXCHANGE_SLACK),
             transport: if tls.is_some() { "grpc, mutual tls" } else { "grpc, plaintext" }.to_owned(),
             timeouts: Timeouts {
                 silence_ms: ms(settings.worker_timeout),
@@ -144,19 +144,6 @@ fn wanted(settings: &Config, described: &Described) -> Wanted {
 fn first_epoch() -> Epoch {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Epoch(since.as_millis() as u64)
-}
-
-fn exchange(settings: &Config) -> ExchangeOptions {
-    let timeout = Duration::from_secs_f64(settings.hang_timeout) + EXCHANGE_SLACK;
-    ExchangeOptions {
-        timeout_ms: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
-        dispatch: match settings.dispatch_dtype {
-            DispatchDtype::F32 => RowFormat::F32,
-            DispatchDtype::Int8 => RowFormat::Int8,
-        },
-        fast_combine: settings.fast_combine,
-        overlap_min_rows: settings.overlap_min_rows,
-    }
 }
 
 fn ms(seconds: f64) -> u64 {

@@ -11,6 +11,7 @@ use crate::setup::Setup;
 use anyhow::Context;
 use chorale_api::{EngineStatus, LoadStatus, Shared};
 use chorale_coordinator::HomeConfig;
+use chorale_coordinator::cluster::ClusterConfigError;
 use chorale_device::Cpu;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::config::ModelConfig;
@@ -37,11 +38,8 @@ pub(super) fn describe(setup: &Setup) -> anyhow::Result<Described> {
     let max_model_len = engine::max_model_len(setup, &config)?;
     let (size, limit) = (setup.config.tensor_parallel_size, config.num_key_value_heads);
     if size > limit {
-        return Err(UsageError(format!(
-            "--tensor-parallel-size is {size}: attention is split by whole key-value heads, of which the model has \
-             {limit}; use at most {limit}, and --data-parallel-size for more ranks"
-        ))
-        .into());
+        let error = ClusterConfigError::SplitTooFar { asked: size as u32, limit: limit as u32 };
+        return Err(UsageError(error.to_string()).into());
     }
     Ok(Described { name, max_model_len, config })
 }
@@ -66,7 +64,7 @@ pub(super) fn start(
             let plan = plan.await.context("the loading thread ended")??;
             let on_load = on_load(&setup, &plan, &tell);
             let Plan { shape, devices, checkpoint, room, .. } = plan;
-            let room_and_exchange = (wire_room(&room), local::exchange(&setup.config));
+            let room_and_exchange = (wire_room(&room), setup.config.exchange(local::EXCHANGE_TIMEOUT));
             let ranks =
                 LocalRanks::start(shape, devices, Arc::clone(&checkpoint), room_and_exchange, on_load);
             anyhow::Ok((ranks.await?, shape, checkpoint, room, plan.max_model_len, plan.threads))

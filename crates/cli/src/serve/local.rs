@@ -1,7 +1,6 @@
 //! The ranks of this process: threads that share its memory and divide its
 //! processors, behind the engine's own interface.
 
-use crate::config::{Config, DispatchDtype};
 use chorale_coordinator::{Executor, StepError};
 use chorale_device::Cpu;
 use chorale_link::local;
@@ -10,8 +9,7 @@ use chorale_model::checkpoint::Checkpoint;
 use chorale_model::config::ModelConfig;
 use chorale_model::shard::{ShardSpec, split};
 use chorale_plan::{
-    Assignment, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, RowFormat, Shape, StepOutput,
-    StepPlan,
+    Assignment, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, Shape, StepOutput, StepPlan,
 };
 use chorale_worker::{Rank, RankError};
 use std::num::NonZeroUsize;
@@ -19,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// A rank of the same process that says nothing for so long never will.
-const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// All ranks of a world, on threads of this process.
 pub(super) struct LocalRanks {
@@ -53,19 +51,6 @@ pub(super) fn placement(shape: Shape, config: &ModelConfig) -> Placement {
 pub(super) fn shards(shape: Shape, config: &ModelConfig) -> Vec<ShardSpec> {
     let placement = placement(shape, config);
     shape.ranks().map(|rank| ShardSpec::of(shape, rank, &placement)).collect()
-}
-
-/// How the settings want rows to be exchanged.
-pub(super) fn exchange(settings: &Config) -> ExchangeOptions {
-    ExchangeOptions {
-        timeout_ms: EXCHANGE_TIMEOUT.as_millis() as u32,
-        dispatch: match settings.dispatch_dtype {
-            DispatchDtype::F32 => RowFormat::F32,
-            DispatchDtype::Int8 => RowFormat::Int8,
-        },
-        fast_combine: settings.fast_combine,
-        overlap_min_rows: settings.overlap_min_rows,
-    }
 }
 
 /// One device for each rank: the threads are dealt out evenly.

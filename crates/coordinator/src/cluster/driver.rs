@@ -3,7 +3,7 @@
 
 use super::config::{ClusterConfig, ClusterConfigError};
 use super::executor::{ClusterExecutor, Request};
-use super::join::{Join, Wrong, home_of, part};
+use super::join::{Join, Wrong};
 use super::member::MemberId;
 use super::membership::{Action, Event, Membership, World};
 use super::status::ClusterStatus;
@@ -250,7 +250,7 @@ impl Driver {
         let ranks = world.members.iter().zip(world.shape.ranks());
         let in_halves = plan.pays_in_halves(world.shape, self.overlap_min_rows);
         let message = |(&member, rank)| {
-            let plan = StepPlan { in_halves, ..part(plan, home_of(world.shape, rank)) };
+            let plan = StepPlan { in_halves, ..plan.part_of(world.shape, rank) };
             (member, ToWorker::Step { epoch: world.epoch, placement: world.placement, plan })
         };
         ranks.map(message).collect()

@@ -1,5 +1,5 @@
-//! One step over several ranks: the plan is cut by home, and what the groups
-//! sampled is joined in the plan's order. Nothing here waits.
+//! One step over several ranks: what the groups sampled is checked and joined in
+//! the plan's order, as the answers come. Nothing here waits.
 
 use chorale_plan::{Rank, Sample, Shape, StepOutput, StepPlan};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,22 +25,10 @@ pub(super) struct Wrong {
     pub(super) reason: String,
 }
 
-/// The slices of one home.
-pub(super) fn part(plan: &StepPlan, home: Option<Rank>) -> StepPlan {
-    let is_here = |slice: &&chorale_plan::SequenceSlice| Some(slice.home) == home;
-    let slices = plan.slices.iter().filter(is_here).cloned().collect();
-    StepPlan { step: plan.step, in_halves: plan.in_halves, slices }
-}
-
-/// The first rank of a rank's group, which names its home.
-pub(super) fn home_of(shape: Shape, rank: Rank) -> Option<Rank> {
-    shape.group(rank).map(|group| Rank(group.start))
-}
-
 impl Join {
     /// `None` if the plan names a home that the world has not.
     pub(super) fn new(shape: Shape, plan: &StepPlan) -> Option<Self> {
-        let is_home = |home: Rank| home_of(shape, home) == Some(home);
+        let is_home = |home: Rank| shape.home(home) == Some(home);
         if !plan.slices.iter().all(|slice| is_home(slice.home)) {
             return None;
         }
@@ -68,7 +56,7 @@ impl Join {
         if !self.left.remove(&rank) {
             return wrong("it answered a step twice");
         }
-        let home = home_of(self.shape, rank);
+        let home = self.shape.home(rank);
         if home == Some(rank) {
             let of_home = self.wanted.iter().filter(|(home, _)| *home == rank);
             let wanted = of_home.map(|(_, sequence)| *sequence);
@@ -87,7 +75,7 @@ impl Join {
 
     fn finish(&mut self) -> Result<StepOutput, Wrong> {
         for (&rank, echo) in &self.echoes {
-            let first = home_of(self.shape, rank).and_then(|home| self.samples.get(&home));
+            let first = self.shape.home(rank).and_then(|home| self.samples.get(&home));
             if first != Some(echo) {
                 let reason = "it sampled other tokens than the first rank of its group".to_owned();
                 return Err(Wrong { rank, reason });
@@ -135,8 +123,8 @@ mod tests {
     #[test]
     fn samples_come_in_the_plans_order_from_the_first_rank_of_each_group() {
         let plan = plan(&[(1, 0, true), (2, 2, true), (3, 0, false), (4, 0, true)]);
-        assert_eq!(part(&plan, Some(Rank(0))).slices.len(), 3);
-        assert_eq!(part(&plan, None).slices.len(), 0);
+        assert_eq!(plan.part_of(SHAPE, Rank(0)).slices.len(), 3);
+        assert_eq!(plan.part_of(SHAPE, Rank(4)).slices.len(), 0);
         let mut join = Join::new(SHAPE, &plan).unwrap();
         assert_eq!(join.done(Rank(2), output(&[(2, 20)])), Ok(None));
         assert_eq!(join.done(Rank(1), output(&[(1, 10), (4, 40)])), Ok(None), "ranks of a group may agree");

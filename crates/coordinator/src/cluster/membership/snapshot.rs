@@ -3,7 +3,7 @@
 use super::{Membership, Phase};
 use crate::cluster::member::Member;
 use crate::cluster::status::{ClusterState, ClusterStatus, MemberState, MemberStatus};
-use chorale_plan::{Epoch, Rank};
+use chorale_plan::Epoch;
 
 impl Membership {
     /// The cluster as it is now.
@@ -69,7 +69,7 @@ impl Membership {
 
     fn member(&self, member: &Member) -> MemberStatus {
         let shape = self.present.as_ref().map(|present| present.draft.shape);
-        let group = member.rank.zip(shape).and_then(|(rank, shape)| shape.group(rank));
+        let home = member.rank.zip(shape).and_then(|(rank, shape)| shape.home(rank));
         let loading = member.loading;
         let state = match member.rank {
             _ if member.is_leaving => MemberState::Leaving,
@@ -85,7 +85,7 @@ impl Membership {
         let num_held = member.held.iter().map(Vec::len).sum::<usize>() as u64;
         MemberStatus {
             rank: member.rank,
-            home: group.map(|group| Rank(group.start)),
+            home,
             state,
             address: text(|offer| &offer.address),
             version: text(|offer| &offer.version),
