@@ -1,4 +1,11 @@
-//! The front doors.
+//! The front doors: OpenAI's API over HTTP, `chorale.inference.v1` over gRPC, and
+//! what both need: keys, limits, metrics, status, an orderly end.
+//!
+//! Deliberately absent: what the scheduler decides, and workers; the engine is a
+//! handle that prompts go into and streams come out of.
+//!
+//! Invariant: both doors build the same [`generation::Generation`]; a response is
+//! the fold of one token stream, whether it is streamed or not.
 
 mod auth;
 mod error;

@@ -2,7 +2,9 @@
 //! executed, and hands each sequence its tokens.
 //!
 //! Deliberately absent: text, devices, HTTP. Who executes a step is behind
-//! [`Executor`]; what a sequence may say is behind [`Constraint`].
+//! [`Executor`]; what a sequence may say is behind [`Constraint`]. Ranks in other
+//! processes, and what becomes of a step when one of them is lost, are in
+//! [`cluster`].
 //!
 //! Invariant: exactly one task owns the scheduler. Commands in, plans out.
 
