@@ -22,7 +22,7 @@ use chorale_api::generation::Generator;
 use chorale_api::openai::{Limits, OpenAi, SystemDate};
 use chorale_api::{EngineStatus, Keyring, LoadStatus, Served, Server, ServerConfig, Shared, SharedConfig};
 use chorale_coordinator::{
-    Engine, Executor, HomeConfig, Request, SchedulerConfig, StepError, Submission, TokenEvent,
+    Answer, Engine, Executor, HomeConfig, Request, SchedulerConfig, Submission, TokenEvent,
 };
 use chorale_harmony::{Conversation, Message, RenderOptions, SystemContent, Tokenizer, VOCABULARY_SIZE};
 use chorale_harmony::{render_for_completion, special};
@@ -143,10 +143,8 @@ struct Script {
 }
 
 impl Executor for Script {
-    async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
-        if !self.step_time.is_zero() {
-            tokio::time::sleep(self.step_time).await;
-        }
+    fn step(&mut self, plan: Arc<StepPlan>) -> Answer {
+        let step_time = self.step_time;
         let mut samples = Vec::with_capacity(plan.slices.len());
         for slice in plan.slices.iter().filter(|slice| slice.sample.is_some()) {
             let said = self.said.entry(slice.sequence).or_default();
@@ -157,7 +155,12 @@ impl Executor for Script {
             }
             samples.push(Sample { sequence: slice.sequence, token, logprob: None, top_logprobs: Vec::new() });
         }
-        Ok(StepOutput { step: plan.step, samples })
+        Box::pin(async move {
+            if !step_time.is_zero() {
+                tokio::time::sleep(step_time).await;
+            }
+            Ok(StepOutput { step: plan.step, samples })
+        })
     }
 }
 

@@ -3,13 +3,19 @@
 use chorale_plan::{StepOutput, StepPlan};
 use chorale_scheduler::HomeConfig;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+
+/// What a step sampled, once it has.
+pub type Answer = Pin<Box<dyn Future<Output = Result<StepOutput, StepError>> + Send>>;
 
 /// Computes plans, one after the other.
 pub trait Executor: Send + 'static {
-    /// Computes a plan and gives what it sampled. The future may be dropped
-    /// only when the engine ends.
-    fn step(&mut self, plan: Arc<StepPlan>) -> impl Future<Output = Result<StepOutput, StepError>> + Send;
+    /// Hands a plan in. Plans are computed in the order of the calls, and the
+    /// next may be handed in before the last one is answered: as many as the
+    /// scheduler has in flight. Answers are dropped unawaited only when the
+    /// engine ends or an older step was lost.
+    fn step(&mut self, plan: Arc<StepPlan>) -> Answer;
 
     /// Waits until there are ranks to compute on again, and says what homes they
     /// make: asked after a step was lost or the ranks have moved. Nothing is

@@ -21,5 +21,5 @@ pub use chorale_scheduler::{
 };
 pub use constraint::{Constraint, ConstraintError};
 pub use engine::{Engine, EngineStats, Reforming, Submission, SubmitError};
-pub use executor::{Ended, Executor, StepError};
+pub use executor::{Answer, Ended, Executor, StepError};
 pub use stream::{TokenEvent, TokenStream};

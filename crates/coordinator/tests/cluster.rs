@@ -124,6 +124,7 @@ async fn work(
         memory_bytes: 4000,
         memory_bytes_per_s: 1,
         experts_only: false,
+        nccl: None,
     };
     outbox.send(FromWorker::Offer(offer)).await.ok()?;
     let mut pulses = tokio::time::interval(Duration::from_millis(250));
@@ -372,7 +373,8 @@ async fn a_worker_that_takes_nothing_is_lost() {
 async fn steps_for_a_world_that_is_over_are_not_begun() {
     let (cluster, mut executor, running) = Cluster::start(config(1, 1)).unwrap();
     let worker = Worker::start(&cluster, 1).await;
-    let plan = |step| Arc::new(StepPlan { step, in_halves: false, slices: Vec::new() });
+    let plan =
+        |step| Arc::new(StepPlan { step, in_halves: false, home_rows: Vec::new(), slices: Vec::new() });
     let early = executor.step(plan(1)).await.unwrap_err();
     assert!(matches!(early, StepError::Moved { .. }), "{early}");
     assert_eq!(executor.homes().await.unwrap().len(), 1);

@@ -4,13 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use chorale_coordinator::{
-    Constraint, ConstraintError, Engine, Executor, FinishReason, HomeConfig, Rejected, Request,
+    Answer, Constraint, ConstraintError, Engine, Executor, FinishReason, HomeConfig, Rejected, Request,
     SchedulerConfig, StepError, Submission, SubmitError, TokenEvent, TokenStream,
 };
-use chorale_plan::{Rank, Sample, SliceTokens, StepOutput, StepPlan, TokenId, TokenMask};
+use chorale_plan::{Rank, Sample, SequenceId, SliceTokens, StepOutput, StepPlan, TokenId, TokenMask};
+use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -24,6 +25,8 @@ struct Counting {
     permits: Arc<Semaphore>,
     steps: Arc<AtomicU64>,
     dies_at: Option<u64>,
+    /// What was said last, for steps that are planned before it is known.
+    said: Arc<Mutex<HashMap<SequenceId, TokenId>>>,
 }
 
 impl Counting {
@@ -32,6 +35,7 @@ impl Counting {
             permits: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             steps: Arc::default(),
             dies_at: None,
+            said: Arc::default(),
         }
     }
 
@@ -41,23 +45,30 @@ impl Counting {
 }
 
 impl Executor for Counting {
-    async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
-        self.permits.acquire().await.unwrap().forget();
-        let step = self.steps.fetch_add(1, Ordering::Relaxed);
-        if self.dies_at == Some(step) {
-            return Err(StepError::Ended { reason: "rank 3 did not answer".to_owned() });
-        }
-        let sampled = plan.slices.iter().filter_map(|slice| {
-            let params = slice.sample.as_ref()?;
-            let SliceTokens::Known(tokens) = &slice.tokens else { unreachable!("one step in flight") };
-            let free = tokens.last().unwrap() + 1;
-            let token = match &params.allowed {
-                Some(mask) => (0..200).find(|&token| mask.contains(token)).unwrap(),
-                None => free,
-            };
-            Some(Sample { sequence: slice.sequence, token, logprob: None, top_logprobs: Vec::new() })
-        });
-        Ok(StepOutput { step: plan.step, samples: sampled.collect() })
+    fn step(&mut self, plan: Arc<StepPlan>) -> Answer {
+        let this = self.clone();
+        Box::pin(async move {
+            this.permits.acquire().await.unwrap().forget();
+            let step = this.steps.fetch_add(1, Ordering::Relaxed);
+            if this.dies_at == Some(step) {
+                return Err(StepError::Ended { reason: "rank 3 did not answer".to_owned() });
+            }
+            let sampled = plan.slices.iter().filter_map(|slice| {
+                let params = slice.sample.as_ref()?;
+                let mut said = this.said.lock().unwrap();
+                let free = match &slice.tokens {
+                    SliceTokens::Known(tokens) => tokens.last().unwrap() + 1,
+                    SliceTokens::SampledBefore => said[&slice.sequence] + 1,
+                };
+                let token = match &params.allowed {
+                    Some(mask) => (0..200).find(|&token| mask.contains(token)).unwrap(),
+                    None => free,
+                };
+                said.insert(slice.sequence, token);
+                Some(Sample { sequence: slice.sequence, token, logprob: None, top_logprobs: Vec::new() })
+            });
+            Ok(StepOutput { step: plan.step, samples: sampled.collect() })
+        })
     }
 }
 
@@ -86,7 +97,12 @@ fn config() -> SchedulerConfig {
 }
 
 fn start(executor: Counting) -> Engine {
-    Engine::start(config(), executor).unwrap().0
+    start_ahead(executor, 1)
+}
+
+/// With so many steps in flight.
+fn start_ahead(executor: Counting, max_steps_in_flight: u32) -> Engine {
+    Engine::start(SchedulerConfig { max_steps_in_flight, ..config() }, executor).unwrap().0
 }
 
 fn request(prompt: &[TokenId], max_tokens: u32) -> Submission {
@@ -110,46 +126,56 @@ async fn collect(mut stream: TokenStream) -> (Vec<TokenId>, TokenEvent) {
 
 #[tokio::test]
 async fn tokens_come_in_order_until_the_length_or_the_end() {
-    let engine = start(Counting::free());
-    let (tokens, end) = collect(engine.submit(request(&[5, 6], 4)).await.unwrap()).await;
-    assert_eq!(tokens, [7, 8, 9, 10]);
-    assert!(matches!(end, TokenEvent::Finished { reason: FinishReason::Length, .. }));
-    let (tokens, end) = collect(engine.submit(request(&[96], 50)).await.unwrap()).await;
-    assert_eq!(tokens, [97, 98, END]);
-    let TokenEvent::Finished { reason, usage } = end else { panic!("{end:?}") };
-    assert_eq!(reason, FinishReason::StopToken(END));
-    assert_eq!((usage.prompt_tokens, usage.output_tokens), (1, 3));
+    for ahead in [1, 2] {
+        let engine = start_ahead(Counting::free(), ahead);
+        let (tokens, end) = collect(engine.submit(request(&[5, 6], 4)).await.unwrap()).await;
+        assert_eq!(tokens, [7, 8, 9, 10]);
+        assert!(matches!(end, TokenEvent::Finished { reason: FinishReason::Length, .. }));
+        let (tokens, end) = collect(engine.submit(request(&[96], 50)).await.unwrap()).await;
+        assert_eq!(tokens, [97, 98, END]);
+        let TokenEvent::Finished { reason, usage } = end else { panic!("{end:?}") };
+        assert_eq!(reason, FinishReason::StopToken(END));
+        assert_eq!((usage.prompt_tokens, usage.output_tokens), (1, 3));
+    }
 }
 
 #[tokio::test]
 async fn many_clients_share_steps_and_get_their_own_tokens() {
-    let engine = start(Counting::free());
-    let clients = (0..40u32).map(|index| {
-        let engine = engine.clone();
-        tokio::spawn(async move {
-            let submission = || request(&[index], 10);
-            // The queue is shorter than the crowd: who is refused comes again.
-            let stream = loop {
-                match engine.submit(submission()).await {
-                    Ok(stream) => break stream,
-                    Err(SubmitError::Rejected(Rejected::QueueFull { .. })) => tokio::task::yield_now().await,
-                    Err(error) => panic!("{error}"),
-                }
-            };
-            let (tokens, _) = collect(stream).await;
-            let until_end = (index + 1..=END).take(10);
-            assert_eq!(tokens, until_end.collect::<Vec<_>>());
-        })
-    });
-    for client in clients.collect::<Vec<_>>() {
-        client.await.unwrap();
+    for ahead in [1, 2] {
+        let engine = start_ahead(Counting::free(), ahead);
+        let clients = (0..40u32).map(|index| {
+            let engine = engine.clone();
+            tokio::spawn(async move {
+                let submission = || request(&[index], 10);
+                // The queue is shorter than the crowd: who is refused comes again.
+                let stream = loop {
+                    match engine.submit(submission()).await {
+                        Ok(stream) => break stream,
+                        Err(SubmitError::Rejected(Rejected::QueueFull { .. })) => {
+                            tokio::task::yield_now().await
+                        }
+                        Err(error) => panic!("{error}"),
+                    }
+                };
+                let (tokens, _) = collect(stream).await;
+                let until_end = (index + 1..=END).take(10);
+                assert_eq!(tokens, until_end.collect::<Vec<_>>());
+            })
+        });
+        for client in clients.collect::<Vec<_>>() {
+            client.await.unwrap();
+        }
+        let mut stats = engine.watch();
+        let is_empty = |stats: &Arc<chorale_coordinator::EngineStats>| {
+            stats.scheduler.num_running == 0
+                && stats
+                    .scheduler
+                    .homes
+                    .iter()
+                    .all(|home| home.full.num_held == 0 && home.sliding.num_held == 0)
+        };
+        tokio::time::timeout(Duration::from_secs(10), stats.wait_for(is_empty)).await.unwrap().unwrap();
     }
-    let mut stats = engine.watch();
-    let is_empty = |stats: &Arc<chorale_coordinator::EngineStats>| {
-        stats.scheduler.num_running == 0
-            && stats.scheduler.homes.iter().all(|home| home.full.num_held == 0 && home.sliding.num_held == 0)
-    };
-    tokio::time::timeout(Duration::from_secs(10), stats.wait_for(is_empty)).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -173,13 +199,15 @@ async fn a_client_that_leaves_frees_its_pages_before_the_next_step() {
 
 #[tokio::test]
 async fn cancelling_by_number_ends_the_stream() {
-    let executor = Counting::held();
-    let engine = start(executor.clone());
-    let stream = engine.submit(request(&[1], 100)).await.unwrap();
-    engine.cancel(stream.sequence()).await;
-    executor.permits.add_permits(1);
-    let (_, end) = collect(stream).await;
-    assert!(matches!(end, TokenEvent::Finished { reason: FinishReason::Cancelled, .. }), "{end:?}");
+    for ahead in [1, 2] {
+        let executor = Counting::held();
+        let engine = start_ahead(executor.clone(), ahead);
+        let stream = engine.submit(request(&[1], 100)).await.unwrap();
+        engine.cancel(stream.sequence()).await;
+        executor.permits.add_permits(2);
+        let (_, end) = collect(stream).await;
+        assert!(matches!(end, TokenEvent::Finished { reason: FinishReason::Cancelled, .. }), "{end:?}");
+    }
 }
 
 #[tokio::test]
@@ -193,17 +221,19 @@ async fn what_cannot_be_answered_is_refused_at_once() {
 
 #[tokio::test]
 async fn ranks_that_fail_end_every_stream_with_the_reason() {
-    let engine = start(Counting { dies_at: Some(2), ..Counting::free() });
-    let streams = [engine.submit(request(&[1], 50)).await, engine.submit(request(&[2], 50)).await];
-    for stream in streams.into_iter().flatten() {
-        let (_, end) = collect(stream).await;
-        let TokenEvent::Failed { reason } = end else { panic!("{end:?}") };
-        assert!(reason.contains("rank 3 did not answer"), "{reason}");
+    for ahead in [1, 2] {
+        let engine = start_ahead(Counting { dies_at: Some(2), ..Counting::free() }, ahead);
+        let streams = [engine.submit(request(&[1], 50)).await, engine.submit(request(&[2], 50)).await];
+        for stream in streams.into_iter().flatten() {
+            let (_, end) = collect(stream).await;
+            let TokenEvent::Failed { reason } = end else { panic!("{end:?}") };
+            assert!(reason.contains("rank 3 did not answer"), "{reason}");
+        }
+        let mut stats = engine.watch();
+        let stopped = stats.wait_for(|stats| stats.is_stopped);
+        tokio::time::timeout(Duration::from_secs(10), stopped).await.unwrap().unwrap();
+        assert_eq!(engine.submit(request(&[1], 1)).await.unwrap_err(), SubmitError::Stopping);
     }
-    let mut stats = engine.watch();
-    let stopped = stats.wait_for(|stats| stats.is_stopped);
-    tokio::time::timeout(Duration::from_secs(10), stopped).await.unwrap().unwrap();
-    assert_eq!(engine.submit(request(&[1], 1)).await.unwrap_err(), SubmitError::Stopping);
 }
 
 /// Says 10, 20, 30 and then only the end; fails where it is told to.
@@ -232,15 +262,17 @@ impl Constraint for Tens {
 
 #[tokio::test]
 async fn a_grammar_is_asked_before_each_token_and_told_each() {
-    let engine = start(Counting::free());
-    let constraint = Some(Box::new(Tens { next: 10, fails_at: 1000 }) as Box<dyn Constraint>);
-    let stream = engine.submit(Submission { constraint, ..request(&[1, 2, 3], 50) }).await.unwrap();
-    assert_eq!(collect(stream).await.0, [10, 20, 30, END]);
+    for ahead in [1, 2] {
+        let engine = start_ahead(Counting::free(), ahead);
+        let constraint = Some(Box::new(Tens { next: 10, fails_at: 1000 }) as Box<dyn Constraint>);
+        let stream = engine.submit(Submission { constraint, ..request(&[1, 2, 3], 50) }).await.unwrap();
+        assert_eq!(collect(stream).await.0, [10, 20, 30, END]);
 
-    let constraint = Some(Box::new(Tens { next: 10, fails_at: 20 }) as Box<dyn Constraint>);
-    let stream = engine.submit(Submission { constraint, ..request(&[1, 2, 3], 50) }).await.unwrap();
-    let free = engine.submit(request(&[50], 5)).await.unwrap();
-    let (_, end) = collect(stream).await;
-    assert!(matches!(end, TokenEvent::Failed { reason } if reason.contains("no token fits")));
-    assert_eq!(collect(free).await.0, [51, 52, 53, 54, 55], "others go on");
+        let constraint = Some(Box::new(Tens { next: 10, fails_at: 20 }) as Box<dyn Constraint>);
+        let stream = engine.submit(Submission { constraint, ..request(&[1, 2, 3], 50) }).await.unwrap();
+        let free = engine.submit(request(&[50], 5)).await.unwrap();
+        let (_, end) = collect(stream).await;
+        assert!(matches!(end, TokenEvent::Failed { reason } if reason.contains("no token fits")));
+        assert_eq!(collect(free).await.0, [51, 52, 53, 54, 55], "others go on");
+    }
 }

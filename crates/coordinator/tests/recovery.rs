@@ -4,8 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use chorale_coordinator::{
-    Constraint, ConstraintError, Ended, Engine, EngineStats, Executor, FinishReason, HomeConfig, Request,
-    SchedulerConfig, StepError, Submission, TokenEvent, TokenStream,
+    Answer, Constraint, ConstraintError, Ended, Engine, EngineStats, Executor, FinishReason, HomeConfig,
+    Request, SchedulerConfig, StepError, Submission, TokenEvent, TokenStream,
 };
 use chorale_plan::{Rank, Sample, SequenceId, SliceTokens, StepOutput, StepPlan, TokenId, TokenMask};
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,8 +62,25 @@ impl Fragile {
 }
 
 impl Executor for Fragile {
-    async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
-        tokio::task::yield_now().await;
+    fn step(&mut self, plan: Arc<StepPlan>) -> Answer {
+        let answer = self.compute(&plan);
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            answer
+        })
+    }
+
+    async fn homes(&mut self) -> Result<Vec<HomeConfig>, Ended> {
+        self.seen.homes.acquire().await.unwrap().forget();
+        if *self.seen.is_over.lock().unwrap() {
+            return Err(Ended { reason: "the coordinator ends".to_owned() });
+        }
+        Ok(config().homes)
+    }
+}
+
+impl Fragile {
+    fn compute(&mut self, plan: &StepPlan) -> Result<StepOutput, StepError> {
         let call = self.num_calls;
         self.num_calls += 1;
         for slice in &plan.slices {
@@ -97,14 +114,6 @@ impl Executor for Fragile {
             samples.push(Sample { sequence: slice.sequence, token, logprob: None, top_logprobs: Vec::new() });
         }
         Ok(StepOutput { step: plan.step, samples })
-    }
-
-    async fn homes(&mut self) -> Result<Vec<HomeConfig>, Ended> {
-        self.seen.homes.acquire().await.unwrap().forget();
-        if *self.seen.is_over.lock().unwrap() {
-            return Err(Ended { reason: "the coordinator ends".to_owned() });
-        }
-        Ok(config().homes)
     }
 }
 

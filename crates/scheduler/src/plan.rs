@@ -94,7 +94,7 @@ impl Scheduler {
         }
         self.step += 1;
         self.in_flight.push_back(StepInFlight { step: self.step, slices: joined(draft.in_flight) });
-        Some(StepPlan { step: self.step, in_halves: false, slices })
+        Some(StepPlan { step: self.step, in_halves: false, home_rows: Vec::new(), slices })
     }
 
     /// One token for each sequence of the home that has caught up. The home's

@@ -24,6 +24,9 @@ pub struct Request {
     pub stop_tokens: Vec<TokenId>,
     /// Go on after the configured end tokens.
     pub ignore_eos: bool,
+    /// Plan a token only when the one before it is known, though steps may be
+    /// planned ahead: its draw depends on it.
+    pub known_tokens_only: bool,
     /// Lower runs first.
     pub priority: i32,
     /// Who pays.
@@ -46,6 +49,7 @@ impl Request {
             sampling: SamplingParams::greedy(),
             stop_tokens: Vec::new(),
             ignore_eos: false,
+            known_tokens_only: false,
             priority: 0,
             share: Share::default(),
             deadline_ms: None,

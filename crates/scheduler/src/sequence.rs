@@ -154,6 +154,7 @@ impl Sequence {
         let fed = self.num_unknown > 0
             && self.sampled_in == step
             && num_known + self.num_unknown < self.max_tokens
+            && !self.request.known_tokens_only
             && self.request.sampling.penalties.is_none();
         u32::from(fed)
     }

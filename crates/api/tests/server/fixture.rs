@@ -8,7 +8,7 @@ use chorale_api::{
     Drained, EngineStatus, KeySettings, Keyring, LoadStatus, Served, Server, ServerConfig, Shared,
     SharedConfig,
 };
-use chorale_coordinator::{Engine, Executor, HomeConfig, SchedulerConfig, StepError};
+use chorale_coordinator::{Answer, Engine, Executor, HomeConfig, SchedulerConfig, StepError};
 use chorale_harmony::{Tokenizer, special};
 use chorale_plan::{Rank, Sample, SequenceId, StepOutput, StepPlan, TokenId};
 use std::collections::HashMap;
@@ -30,11 +30,8 @@ struct Clock {
 }
 
 impl Executor for Clock {
-    async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
-        let Ok(step) = self.steps.acquire().await else {
-            return Err(StepError::Ended { reason: "the clock has stopped".to_owned() });
-        };
-        step.forget();
+    fn step(&mut self, plan: Arc<StepPlan>) -> Answer {
+        let steps = Arc::clone(&self.steps);
         let mut samples = Vec::new();
         for slice in plan.slices.iter().filter(|slice| slice.sample.is_some()) {
             let said = self.said.entry(slice.sequence).or_default();
@@ -42,7 +39,13 @@ impl Executor for Clock {
             *said += 1;
             samples.push(Sample { sequence: slice.sequence, token, logprob: None, top_logprobs: Vec::new() });
         }
-        Ok(StepOutput { step: plan.step, samples })
+        Box::pin(async move {
+            let Ok(step) = steps.acquire().await else {
+                return Err(StepError::Ended { reason: "the clock has stopped".to_owned() });
+            };
+            step.forget();
+            Ok(StepOutput { step: plan.step, samples })
+        })
     }
 }
 

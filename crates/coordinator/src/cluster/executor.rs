@@ -1,9 +1,10 @@
 //! The cluster as the engine sees it: something that computes steps.
 
 use super::membership::World;
-use crate::executor::{Ended, Executor, StepError};
+use crate::executor::{Answer, Ended, Executor, StepError};
 use chorale_plan::{Epoch, StepOutput, StepPlan};
 use chorale_scheduler::HomeConfig;
+use std::future::ready;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -25,14 +26,18 @@ pub struct ClusterExecutor {
 }
 
 impl Executor for ClusterExecutor {
-    async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
+    fn step(&mut self, plan: Arc<StepPlan>) -> Answer {
         let Some(epoch) = self.epoch else {
-            return Err(StepError::Moved { reason: "nobody has asked for the homes yet".to_owned() });
+            let reason = "nobody has asked for the homes yet".to_owned();
+            return Box::pin(ready(Err(StepError::Moved { reason })));
         };
         let (reply, answer) = oneshot::channel();
         let ended = || StepError::Ended { reason: "the coordinator ends".to_owned() };
-        self.requests.send(Request { epoch, plan, reply }).await.map_err(|_| ended())?;
-        answer.await.map_err(|_| ended())?
+        let requests = self.requests.clone();
+        Box::pin(async move {
+            requests.send(Request { epoch, plan, reply }).await.map_err(|_| ended())?;
+            answer.await.map_err(|_| ended())?
+        })
     }
 
     async fn homes(&mut self) -> Result<Vec<HomeConfig>, Ended> {

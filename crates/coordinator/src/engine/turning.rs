@@ -3,7 +3,7 @@
 
 use super::{Command, EngineStats, Reforming, Submission};
 use crate::constraint::{Constraint, ConstraintError};
-use crate::executor::{Executor, StepError};
+use crate::executor::{Answer, Executor, StepError};
 use crate::stream::{TokenEvent, TokenStream};
 use crate::suspects::{Suspects, Turn};
 use chorale_plan::{SequenceId, StepPlan};
@@ -22,13 +22,25 @@ struct Subscriber {
     constraint: Option<Box<dyn Constraint>>,
 }
 
+/// A step that was handed in.
+struct Running {
+    plan: Arc<StepPlan>,
+    answer: Answer,
+    started: Instant,
+}
+
 /// What the one task owns.
 pub(super) struct Loop {
     scheduler: Scheduler,
+    /// The oldest first.
+    running: VecDeque<Running>,
     inbox: mpsc::Receiver<Command>,
     streams: BTreeMap<SequenceId, Subscriber>,
     suspects: Suspects,
     started: Instant,
+    /// When the last step ended: the next one computes from then on, or from
+    /// when it was handed in.
+    last_end: Instant,
     stats: EngineStats,
     publish: watch::Sender<Arc<EngineStats>>,
     is_stopping: bool,
@@ -51,10 +63,12 @@ impl Loop {
     ) -> Self {
         Self {
             scheduler,
+            running: VecDeque::new(),
             inbox,
             streams: BTreeMap::new(),
             suspects: Suspects::default(),
             started: Instant::now(),
+            last_end: Instant::now(),
             stats: EngineStats::default(),
             publish,
             is_stopping: false,
@@ -66,13 +80,15 @@ impl Loop {
     pub(super) async fn run(mut self, mut executor: impl Executor) {
         while self.take_commands().await {
             self.sweep();
-            let plan = self.scheduler.schedule(self.now_ms());
-            self.is_stuck = plan.is_none();
-            let Some(plan) = plan else {
+            while let Some(plan) = self.scheduler.schedule(self.now_ms()) {
+                self.hand_in(plan, &mut executor);
+            }
+            self.is_stuck = self.running.is_empty();
+            let Some(oldest) = self.running.pop_front() else {
                 self.publish();
                 continue;
             };
-            if let Err(Stopped { reason }) = self.step(plan, &mut executor).await {
+            if let Err(Stopped { reason }) = self.finish(oldest, &mut executor).await {
                 tracing::error!(reason, "the engine stops");
                 self.fail_all(&reason);
                 break;
@@ -123,7 +139,9 @@ impl Loop {
     }
 
     fn submit(&mut self, submission: Submission) -> Result<TokenStream, Rejected> {
-        let Submission { request, constraint } = submission;
+        let Submission { mut request, constraint } = submission;
+        // What a grammar allows next depends on the token before.
+        request.known_tokens_only |= constraint.is_some();
         // Room for everything that can be said: the loop never waits for a client.
         let capacity = request.max_tokens.get() as usize + 1;
         let sequence = self.scheduler.submit(request, self.now_ms())?;
@@ -155,23 +173,32 @@ impl Loop {
         }
     }
 
-    async fn step(&mut self, mut plan: StepPlan, executor: &mut impl Executor) -> Result<(), Stopped> {
+    fn hand_in(&mut self, mut plan: StepPlan, executor: &mut impl Executor) {
         self.constrain(&mut plan);
         let plan = Arc::new(plan);
-        let started = Instant::now();
-        let error = match executor.step(Arc::clone(&plan)).await {
+        let answer = executor.step(Arc::clone(&plan));
+        self.running.push_back(Running { plan, answer, started: Instant::now() });
+    }
+
+    /// Waits for a step, and goes on from what became of it.
+    async fn finish(&mut self, step: Running, executor: &mut impl Executor) -> Result<(), Stopped> {
+        let Running { plan, answer, started } = step;
+        let error = match answer.await {
             Ok(output) => {
                 let num_rows: usize = plan.slices.iter().map(|slice| slice.tokens.len()).sum();
                 self.stats.num_steps += 1;
                 self.stats.num_rows += num_rows as u64;
                 self.stats.last_step_rows = num_rows as u32;
-                self.stats.last_step = started.elapsed();
+                self.stats.last_step = started.max(self.last_end).elapsed();
+                self.last_end = Instant::now();
                 let progress = self.scheduler.commit(&plan, &output);
                 self.deliver(progress.into());
                 return Ok(());
             }
             Err(error) => error,
         };
+        // Steps after a lost one are lost with it.
+        self.running.clear();
         let reason = match error {
             StepError::Ended { .. } => return Err(Stopped { reason: error.to_string() }),
             StepError::Lost { reason } => {

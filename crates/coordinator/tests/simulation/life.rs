@@ -65,6 +65,7 @@ impl Simulation {
             memory_bytes: worker.memory_bytes,
             memory_bytes_per_s: worker.speed,
             experts_only: worker.experts_only,
+            nccl: None,
         };
         self.checks.open.insert(member);
         self.tell(Event::Connected { member });

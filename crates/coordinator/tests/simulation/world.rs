@@ -397,7 +397,8 @@ impl Simulation {
         self.running = Some(Running { step: self.step, epoch: world.epoch, left });
         self.tell(Event::StepBegan { step: self.step });
         for member in world.members {
-            let plan = StepPlan { step: self.step, in_halves: false, slices: Vec::new() };
+            let plan =
+                StepPlan { step: self.step, in_halves: false, home_rows: Vec::new(), slices: Vec::new() };
             let step = ToWorker::Step { epoch: world.epoch, placement: world.placement, plan };
             self.deliver(member, step);
         }

@@ -7,7 +7,7 @@ use crate::openai::{Limits, OpenAi, SystemDate};
 use crate::server::{Drained, Shared, SharedConfig};
 use crate::status::{EngineStatus, LoadStatus, Served};
 use crate::{GrpcConfig, GrpcServer};
-use chorale_coordinator::{Engine, Executor, HomeConfig, SchedulerConfig, StepError};
+use chorale_coordinator::{Answer, Engine, Executor, HomeConfig, SchedulerConfig};
 use chorale_harmony::{TokenId, Tokenizer, VOCABULARY_SIZE, special};
 use chorale_plan::{Rank, Sample, SequenceId, StepOutput, StepPlan, TokenLogprob};
 use chorale_wire::inference::v1;
@@ -35,8 +35,8 @@ struct Scripted {
 }
 
 impl Executor for Scripted {
-    async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
-        tokio::time::sleep(self.step_time).await;
+    fn step(&mut self, plan: Arc<StepPlan>) -> Answer {
+        let step_time = self.step_time;
         let mut samples = Vec::new();
         for slice in &plan.slices {
             let Some(params) = &slice.sample else { continue };
@@ -52,7 +52,10 @@ impl Executor for Scripted {
             });
             *said += 1;
         }
-        Ok(StepOutput { step: plan.step, samples })
+        Box::pin(async move {
+            tokio::time::sleep(step_time).await;
+            Ok(StepOutput { step: plan.step, samples })
+        })
     }
 }
 

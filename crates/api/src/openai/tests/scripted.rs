@@ -10,7 +10,7 @@ use axum::body::to_bytes;
 use axum::http::StatusCode;
 use axum::response::Response;
 use bytes::Bytes;
-use chorale_coordinator::{Engine, Executor, HomeConfig, SchedulerConfig, StepError};
+use chorale_coordinator::{Answer, Engine, Executor, HomeConfig, SchedulerConfig};
 use chorale_harmony::{TokenId, Tokenizer, VOCABULARY_SIZE, special};
 use chorale_plan::{Rank, Sample, SequenceId, StepOutput, StepPlan, TokenLogprob};
 use serde_json::{Value, json};
@@ -31,8 +31,8 @@ pub(super) struct Scripted {
 }
 
 impl Executor for Scripted {
-    async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
-        tokio::time::sleep(self.step_time).await;
+    fn step(&mut self, plan: Arc<StepPlan>) -> Answer {
+        let step_time = self.step_time;
         let mut samples = Vec::new();
         for slice in &plan.slices {
             let Some(params) = &slice.sample else { continue };
@@ -49,7 +49,10 @@ impl Executor for Scripted {
                 top_logprobs: (0..params.num_logprobs.unwrap_or(0)).map(likely).collect(),
             });
         }
-        Ok(StepOutput { step: plan.step, samples })
+        Box::pin(async move {
+            tokio::time::sleep(step_time).await;
+            Ok(StepOutput { step: plan.step, samples })
+        })
     }
 }
 
