@@ -11,10 +11,7 @@
 )]
 
 use bytes::Bytes;
-use chorale_device::{
-    BatchLimits, Columns, Cpu, DensePart, DenseSource, Device, ExpertsSource, Mxfp4Part, Mxfp4Source,
-    RopeParams, SliceColumns, Table,
-};
+use chorale_device::{Cpu, DensePart, DenseSource, Device, ExpertsSource, Mxfp4Part, Mxfp4Source, Precision};
 use rayon::prelude::*;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -93,31 +90,19 @@ fn dense_source(rows: usize, cols: usize) -> DenseSource {
     DenseSource { cols, parts: vec![DensePart { rows, weight: noise(rows * cols * 2), bias: None }] }
 }
 
-/// Rows of activations: an embedding looked up.
 fn input(device: &mut Cpu, rows: usize) -> <Cpu as Device>::Matrix {
-    let table = device.embedding(dense_source(rows, HIDDEN)).unwrap();
-    let limits = BatchLimits { max_rows: rows, max_slices: 1, max_logit_rows: 1 };
-    let rope = RopeParams { head_dim: 2, theta: 1e4, yarn: None };
-    let mut batch = device.batch(limits, &rope).unwrap();
-    let range = 0..rows as u32;
-    let slice = SliceColumns { rows: range.clone(), full: Table::default(), sliding: Table::default() };
-    let columns = Columns {
-        tokens: range.clone().collect(),
-        positions: range.collect(),
-        slices: vec![slice],
-        ..Columns::default()
-    };
-    let samples = device.samples(1).unwrap();
-    device.begin(&columns, &samples, &mut batch).unwrap();
-    let mut matrix = device.matrix(rows, HIDDEN).unwrap();
-    device.embed(&table, &batch, &mut matrix).unwrap();
+    let mut matrix = device.matrix(rows, HIDDEN, Precision::Half).unwrap();
+    let bits = noise(rows * HIDDEN * 2);
+    let value = |bits: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*bits)) << 16);
+    let values: Vec<f32> = bits.as_chunks::<2>().0.iter().map(value).collect();
+    device.write(&values, &mut matrix).unwrap();
     matrix
 }
 
 fn dense(device: &mut Cpu, rows: usize) -> (usize, Duration) {
     let input = input(device, rows);
     let weights = device.linear(dense_source(DENSE_ROWS, HIDDEN)).unwrap();
-    let mut out = device.matrix(rows, DENSE_ROWS).unwrap();
+    let mut out = device.matrix(rows, DENSE_ROWS, Precision::Half).unwrap();
     let time = fastest(|| device.enter(|device| device.project(&input, &weights, &mut out)).unwrap());
     (DENSE_ROWS * HIDDEN * 2, time)
 }
@@ -148,7 +133,7 @@ fn experts(device: &mut Cpu, rows: usize) -> (usize, Duration, usize) {
         device.read_routing(&routing).unwrap().concat().iter().map(|c| c.expert).collect();
     met.sort_unstable();
     met.dedup();
-    let mut outputs = device.matrix(rows * TOP_K, HIDDEN).unwrap();
+    let mut outputs = device.matrix(rows * TOP_K, HIDDEN, Precision::Half).unwrap();
     let time = fastest(|| {
         device.enter(|device| device.run_experts(&input, &groups, &experts, &mut outputs)).unwrap();
     });

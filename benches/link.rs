@@ -178,7 +178,12 @@ fn decode_plan(prompt_tokens: u32, output_tokens: u32) -> StepPlan {
             sample: Some(SamplingParams { temperature: 0.7, seed: u64::MAX / 3, ..SamplingParams::greedy() }),
         }
     };
-    StepPlan { step: 100_000, in_halves: false, slices: (0..NUM_SEQUENCES).map(slice).collect() }
+    StepPlan {
+        step: 100_000,
+        in_halves: false,
+        home_rows: Vec::new(),
+        slices: (0..NUM_SEQUENCES).map(slice).collect(),
+    }
 }
 
 fn plan_bytes(prompt_tokens: u32, output_tokens: u32) {

@@ -20,7 +20,7 @@ use chorale_link::{Fault, Frame, LocalTransport, Transport, local};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_plan::{
-    Assignment, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, RowFormat, SamplingParams,
+    Assignment, Carrier, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, RowFormat, SamplingParams,
     SequenceId, SequenceSlice, Shape, StepPlan, TokenId,
 };
 use chorale_worker::Rank;
@@ -169,6 +169,7 @@ impl World {
                     fast_combine: false,
                     overlap_min_rows: Some(2),
                 },
+                carrier: Carrier::Frames,
             };
             let handle = Rank::start(Cpu::new(NonZeroUsize::new(1)).unwrap()).unwrap();
             wait(handle.take(assignment, Arc::clone(checkpoint), transport, Box::new(|_| ()))).unwrap();
@@ -222,7 +223,7 @@ impl World {
     /// One step: how long it took, and the share of it that ranks waited.
     fn run(&mut self, slices: &[SequenceSlice], in_halves: bool) -> (Duration, f64) {
         self.step += 1;
-        let plan = StepPlan { step: self.step, in_halves, slices: slices.to_vec() };
+        let plan = StepPlan { step: self.step, in_halves, home_rows: Vec::new(), slices: slices.to_vec() };
         let parts: Vec<StepPlan> = self.shape.ranks().map(|rank| plan.part_of(self.shape, rank)).collect();
         let started = Instant::now();
         let running: Vec<_> = self.ranks.iter().zip(parts).map(|(rank, part)| rank.step(0, part)).collect();

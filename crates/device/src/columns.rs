@@ -2,6 +2,7 @@
 //! in it. Everything here is copied into buffers of the device at the start of
 //! a step, and operations read it from there.
 
+use crate::philox;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -98,5 +99,12 @@ impl Columns {
     /// How many rows the step computes.
     pub fn num_rows(&self) -> usize {
         self.tokens.len()
+    }
+}
+
+impl Draw {
+    /// The uniform number in `[0, 1)` that decides the draw.
+    pub fn uniform(&self) -> f64 {
+        philox::uniform(self.seed, self.position)
     }
 }

@@ -3,9 +3,10 @@
 //! Operations are cut where fast kernels want them: QKV with RoPE and the KV
 //! write, experts with SwiGLU, a combine that adds the residual and norms for
 //! the next block. A device may run them asynchronously on a stream of its
-//! own: only `write`, `read`, `read_routing` and `read_samples` wait.
+//! own: only `write`, `read`, `read_routing` and what `fetch_samples` gives wait.
 
 use crate::columns::Columns;
+use crate::rope::RopeParams;
 use crate::weights::{DenseSource, ExpertsSource};
 use bytes::Bytes;
 
@@ -60,11 +61,22 @@ pub trait Device: Send + Sized {
     ) -> Result<Self::Experts, Self::Error>;
 
     /// Room for activations; no rows yet.
-    fn matrix(&mut self, max_rows: usize, cols: usize) -> Result<Self::Matrix, Self::Error>;
+    fn matrix(
+        &mut self,
+        max_rows: usize,
+        cols: usize,
+        precision: Precision,
+    ) -> Result<Self::Matrix, Self::Error>;
     /// Room for keys and values.
     fn kv_cache(&mut self, shape: &KvShape) -> Result<Self::KvCache, Self::Error>;
-    /// Room for a step's columns, with the rotary embedding that its positions take.
-    fn batch(&mut self, limits: BatchLimits, rope: &RopeParams) -> Result<Self::Batch, Self::Error>;
+    /// Room for a step's columns: with the rotary embedding that its positions
+    /// take, and for pages of a cache of the shape `kv`.
+    fn batch(
+        &mut self,
+        limits: BatchLimits,
+        rope: &RopeParams,
+        kv: &KvShape,
+    ) -> Result<Self::Batch, Self::Error>;
     /// Room for routes; no rows yet.
     fn routing(&mut self, max_rows: usize, top_k: usize) -> Result<Self::Routing, Self::Error>;
     /// Room for rows grouped by the experts named in `local`, in that order.
@@ -191,8 +203,38 @@ pub trait Device: Send + Sized {
     fn read(&mut self, matrix: &Self::Matrix) -> Result<Vec<f32>, Self::Error>;
     /// Waits, and copies each row's choices to the host.
     fn read_routing(&mut self, routing: &Self::Routing) -> Result<Vec<Vec<Routed>>, Self::Error>;
-    /// Waits, and copies drawn tokens to the host.
-    fn read_samples(&mut self, samples: &Self::Samples) -> Result<Vec<Drawn>, Self::Error>;
+    /// Starts to copy drawn tokens to the host. What is drawn into `samples`
+    /// later does not change what arrives.
+    fn fetch_samples(&mut self, samples: &Self::Samples) -> Result<Fetched<Self::Error>, Self::Error>;
+}
+
+/// How exactly activations are kept. Operations name it for each of their
+/// matrices by what they are: `hidden` and `logits` are [`Precision::Full`],
+/// all others [`Precision::Half`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// In 32 bits: what is added to layer by layer, and what is drawn from.
+    Full,
+    /// In 16 bits, where the device likes it: what matrices are multiplied with.
+    Half,
+}
+
+/// Drawn tokens, here or on their way to the host.
+pub enum Fetched<E> {
+    /// The device has them at hand.
+    Here(Vec<Drawn>),
+    /// Waits for them, on any thread.
+    Coming(Box<dyn FnOnce() -> Result<Vec<Drawn>, E> + Send>),
+}
+
+impl<E> Fetched<E> {
+    /// The tokens, waited for if need be.
+    pub fn wait(self) -> Result<Vec<Drawn>, E> {
+        match self {
+            Self::Here(drawn) => Ok(drawn),
+            Self::Coming(wait) => wait(),
+        }
+    }
 }
 
 /// The largest step that buffers have room for.
@@ -212,6 +254,8 @@ pub struct KvShape {
     /// For each layer its window: how many keys a query sees, its own
     /// included. `None` sees all.
     pub windows: Vec<Option<u32>>,
+    /// Query heads on this rank; consecutive ones share a key and value head.
+    pub num_query_heads: usize,
     /// Key and value heads on this rank.
     pub num_kv_heads: usize,
     /// Width of a head, even.
@@ -222,36 +266,6 @@ pub struct KvShape {
     pub num_full_blocks: usize,
     /// Pages of each layer with one.
     pub num_sliding_blocks: usize,
-}
-
-/// Rotary position embedding: pairs `(i, i + head_dim / 2)` are rotated.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RopeParams {
-    /// Width of a head, even.
-    pub head_dim: usize,
-    /// The base of the frequencies.
-    pub theta: f64,
-    /// YaRN's stretching of the context, if any.
-    pub yarn: Option<YarnParams>,
-}
-
-/// YaRN (arXiv:2309.00071), as the gpt-oss checkpoints use it: at every
-/// position, in every layer.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct YarnParams {
-    /// How many times the context is stretched.
-    pub factor: f64,
-    /// Rotations over the original context above which a frequency is kept.
-    pub beta_fast: f64,
-    /// Rotations below which a frequency is divided by `factor`.
-    pub beta_slow: f64,
-    /// The context that the model was first trained on.
-    pub original_context: f64,
-    /// Whether the correction range is rounded outwards to whole pairs. The
-    /// released checkpoints say no.
-    pub truncate: bool,
-    /// Multiplies cos and sin; usually `0.1 ln(factor) + 1`.
-    pub attention_factor: f64,
 }
 
 /// One choice of a row.

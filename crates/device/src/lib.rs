@@ -14,10 +14,12 @@ mod cpu;
 mod device;
 mod mxfp4;
 mod philox;
+mod rope;
 mod weights;
 
 pub use columns::{Columns, Draw, Feed, PenaltyTerms, SliceColumns, Table};
 pub use cpu::{Cpu, CpuError};
-pub use device::{BatchLimits, Choice, Device, Drawn, ExpertOrigin, KvShape, RopeParams, Routed, YarnParams};
+pub use device::{BatchLimits, Choice, Device, Drawn, ExpertOrigin, Fetched, KvShape, Precision, Routed};
 pub use mxfp4::{BLOCK, BLOCK_BYTES, NAN_SCALE, decode_block};
+pub use rope::{RopeParams, YarnParams};
 pub use weights::{DensePart, DenseSource, ExpertsSource, Mxfp4Part, Mxfp4Source};

@@ -15,7 +15,8 @@ mod sample;
 mod weights;
 
 use crate::columns::Columns;
-use crate::device::{BatchLimits, Choice, Device, Drawn, ExpertOrigin, KvShape, RopeParams, Routed};
+use crate::device::{BatchLimits, Choice, Device, Drawn, ExpertOrigin, Fetched, KvShape, Precision, Routed};
+use crate::rope::RopeParams;
 use crate::weights::{DenseSource, ExpertsSource};
 use attention::Attention;
 use bytes::Bytes;
@@ -168,7 +169,7 @@ impl Device for Cpu {
         Ok(held.regroup(order, Experts::new(added)))
     }
 
-    fn matrix(&mut self, max_rows: usize, cols: usize) -> Result<Matrix, CpuError> {
+    fn matrix(&mut self, max_rows: usize, cols: usize, _precision: Precision) -> Result<Matrix, CpuError> {
         assert!(cols > 0, "a matrix has columns");
         Ok(Matrix { cols, max_rows, values: Vec::new() })
     }
@@ -177,7 +178,7 @@ impl Device for Cpu {
         KvCache::new(shape)
     }
 
-    fn batch(&mut self, limits: BatchLimits, rope: &RopeParams) -> Result<Batch, CpuError> {
+    fn batch(&mut self, limits: BatchLimits, rope: &RopeParams, _kv: &KvShape) -> Result<Batch, CpuError> {
         Ok(Batch { limits, columns: Columns::default(), rope: Rope::new(rope) })
     }
 
@@ -386,8 +387,8 @@ impl Device for Cpu {
         Ok(routing.rows().map(<[Routed]>::to_vec).collect())
     }
 
-    fn read_samples(&mut self, samples: &Vec<Drawn>) -> Result<Vec<Drawn>, CpuError> {
-        Ok(samples.clone())
+    fn fetch_samples(&mut self, samples: &Vec<Drawn>) -> Result<Fetched<CpuError>, CpuError> {
+        Ok(Fetched::Here(samples.clone()))
     }
 }
 

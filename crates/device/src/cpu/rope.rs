@@ -1,8 +1,7 @@
-//! Rotary position embedding with YaRN (arXiv:2309.00071). Angles are computed
-//! in f64: f32 angles are off by 3e-3 at position 131071.
+//! Rotates heads. Angles are computed in f64: f32 angles are off by 3e-3 at
+//! position 131071.
 
-use crate::device::{RopeParams, YarnParams};
-use std::f64::consts::TAU;
+use crate::rope::RopeParams;
 
 /// Cosines and sines of the step's positions.
 #[derive(Debug)]
@@ -16,8 +15,7 @@ pub(super) struct Rope {
 
 impl Rope {
     pub(super) fn new(params: &RopeParams) -> Self {
-        let factor = params.yarn.map_or(1.0, |yarn| yarn.attention_factor);
-        Self { frequencies: frequencies(params), factor, cos: Vec::new(), sin: Vec::new() }
+        Self { frequencies: params.frequencies(), factor: params.factor(), cos: Vec::new(), sin: Vec::new() }
     }
 
     pub(super) fn set_positions(&mut self, positions: &[u32]) {
@@ -44,36 +42,10 @@ impl Rope {
     }
 }
 
-/// Radians per position of each pair.
-fn frequencies(params: &RopeParams) -> Vec<f64> {
-    let dim = params.head_dim as f64;
-    let plain = (0..params.head_dim / 2).map(|i| params.theta.powf(-2.0 * i as f64 / dim));
-    let Some(yarn) = params.yarn else { return plain.collect() };
-    let (low, high) = correction_range(params, &yarn);
-    let stretched = plain.enumerate().map(|(i, frequency)| {
-        let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-        frequency * (1.0 - ramp) + frequency / yarn.factor * ramp
-    });
-    stretched.collect()
-}
-
-/// The pairs between which frequencies pass from kept to stretched.
-fn correction_range(params: &RopeParams, yarn: &YarnParams) -> (f64, f64) {
-    let dim = params.head_dim as f64;
-    let pair =
-        |rotations: f64| dim * (yarn.original_context / (rotations * TAU)).ln() / (2.0 * params.theta.ln());
-    let (mut low, mut high) = (pair(yarn.beta_fast), pair(yarn.beta_slow));
-    if yarn.truncate {
-        (low, high) = (low.floor(), high.ceil());
-    }
-    let (low, high) = (low.max(0.0), high.min(dim - 1.0));
-    // As in transformers: a range of one point would divide by zero.
-    if low == high { (low, high + 0.001) } else { (low, high) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rope::YarnParams;
     use safetensors::SafeTensors;
 
     #[test]

@@ -3,7 +3,6 @@
 
 use crate::columns::{Draw, PenaltyTerms};
 use crate::device::Drawn;
-use crate::philox;
 use std::cmp::Ordering;
 
 /// Draws one token.
@@ -41,7 +40,7 @@ fn choose(logits: &[f32], draw: &Draw) -> u32 {
         return argmax(&logits);
     }
     let kept = Kept::of(&logits, draw);
-    kept.pick(philox::uniform(draw.seed, draw.position))
+    kept.pick(draw.uniform())
 }
 
 /// Makes every token that is not in the set impossible.

@@ -1,0 +1,105 @@
+//! `kbench --check`: primitives first, then every operation, then whole models.
+
+use crate::Arguments;
+use chorale_cuda::{Cuda, Driver, Gpu};
+use chorale_kbench::bench::Report;
+use chorale_kbench::checks::families;
+use chorale_kbench::goldens::{self, GOLDENS, Golden};
+use chorale_kbench::primitives::PRIMITIVES;
+use chorale_kbench::{Demands, Failure, Outcome};
+use chorale_model::checkpoint::Checkpoint;
+use std::sync::Arc;
+use std::time::Instant;
+
+const PROMPTS: [&str; 4] = ["p1", "p17", "p130", "p300"];
+/// Of the continuations.
+const NUM_TOKENS: usize = 32;
+
+pub(crate) fn run(gpu: &Arc<Driver>, arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
+    let demands = Demands {
+        seed: arguments.seed,
+        is_full_size: !arguments.quick,
+        num_cases: if arguments.quick { 8 } else { Demands::CUDA.num_cases },
+        ..Demands::CUDA
+    };
+    let is_wanted = |name: &str| name.contains(&arguments.only);
+    let shared = Arc::clone(gpu) as Arc<dyn Gpu>;
+    for primitive in &PRIMITIVES {
+        let is_here = gpu.facts().is_hopper() || !primitive.is_hopper_only;
+        if !is_here || !is_wanted(primitive.name) && !is_wanted("primitives") {
+            continue;
+        }
+        let started = Instant::now();
+        let found = primitive.run(&shared).map_err(|found| found.to_string());
+        report.check("primitives", primitive.name, started.elapsed(), found);
+        gpu.wait()?;
+    }
+    for family in families::<Cuda>() {
+        for check in family.checks {
+            if !is_wanted(check.name) && !is_wanted(family.name) {
+                continue;
+            }
+            let started = Instant::now();
+            let found = check.run(&mut device(gpu), &demands);
+            report.check(
+                family.name,
+                check.name,
+                started.elapsed(),
+                found.map_err(|found| found.to_string()),
+            );
+            // After a fault the context is lost, and all that follows would fail alike.
+            gpu.wait()?;
+        }
+    }
+    for golden in &GOLDENS {
+        if !is_wanted("goldens") && !is_wanted(golden.name) {
+            continue;
+        }
+        for (name, check) in WHOLE {
+            let started = Instant::now();
+            let found = check(gpu, golden).map_err(|found| found.to_string());
+            report.check("goldens", &format!("{}: {name}", golden.name), started.elapsed(), found);
+            gpu.wait()?;
+        }
+    }
+    Ok(())
+}
+
+fn device(gpu: &Arc<Driver>) -> Cuda {
+    Cuda::new(Arc::clone(gpu) as Arc<dyn Gpu>)
+}
+
+type WholeCheck = fn(&Arc<Driver>, &Golden) -> Outcome;
+
+/// Checks of a whole model.
+const WHOLE: [(&str, WholeCheck); 3] = [
+    ("logits agree with the portable device", |gpu, golden| agree(gpu, golden, 400, 64)),
+    ("logits agree in slices", |gpu, golden| agree(gpu, golden, 37, 16)),
+    ("greedy continuations go where the golden ones do", continuations),
+];
+
+fn agree(gpu: &Arc<Driver>, golden: &Golden, slice: usize, block_size: usize) -> Outcome {
+    let checkpoint = open(golden)?;
+    let right = goldens::portable(golden, &checkpoint, &PROMPTS)?;
+    let room = goldens::limits(slice, block_size);
+    let distance = goldens::agrees(device(gpu), (golden, &checkpoint), (&PROMPTS, &right), room)?;
+    println!("       {distance:?}");
+    Ok(())
+}
+
+fn continuations(gpu: &Arc<Driver>, golden: &Golden) -> Outcome {
+    let checkpoint = open(golden)?;
+    for prompt in PROMPTS {
+        let room = goldens::limits(64, 16);
+        let agreed = goldens::continues(device(gpu), (golden, &checkpoint), prompt, NUM_TOKENS, room)?;
+        println!("       {prompt}: {agreed} of {NUM_TOKENS} tokens");
+    }
+    Ok(())
+}
+
+fn open(golden: &Golden) -> Result<Checkpoint, Failure> {
+    let folder = tempfile::tempdir()?;
+    golden.unpack(folder.path())?;
+    // The files are mapped, and live on without their names.
+    Ok(Checkpoint::open(folder.path())?)
+}
