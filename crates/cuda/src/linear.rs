@@ -1,0 +1,221 @@
+//! Dense bf16 matrices in the tensor cores' own layout, and products with them.
+
+use crate::gpu::GpuError;
+use crate::launch::Kernel;
+use crate::matrix::Matrix;
+use crate::memory::Memory;
+use crate::product::{self, Product, Results};
+use crate::stream::Stream;
+use bytemuck::{Pod, Zeroable};
+use chorale_device::{DensePart, DenseSource, Precision};
+use std::ops::Range;
+
+/// Rows are packed by whole heads: see `tile_rows` of kernels/fragments.cuh.
+const GROUP_ROWS: usize = 64;
+/// How much of a checkpoint is on the GPU beside what was packed from it.
+const PIECE_BYTES: usize = 64 << 20;
+
+/// A dense matrix with its bias.
+pub struct Linear {
+    rows: usize,
+    cols: usize,
+    /// Fragments of all tiles.
+    weights: Memory,
+    /// f32, padded to whole tiles; zeros where the source has none.
+    bias: Memory,
+}
+
+/// Rows that are multiplied.
+pub(crate) struct Input {
+    /// bf16 `[rows, cols]`.
+    pub(crate) address: u64,
+    pub(crate) stride: usize,
+    /// How many rows are multiplied.
+    pub(crate) rows: usize,
+    /// Which: u32 row numbers on the GPU, or the first ones.
+    pub(crate) picked: Option<u64>,
+}
+
+/// Where products go.
+pub(crate) struct Output {
+    /// `[rows, weights' rows]`.
+    pub(crate) address: u64,
+    pub(crate) stride: usize,
+    pub(crate) precision: Precision,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct PackArgs {
+    source: u64,
+    fragments: u64,
+    rows: u32,
+    cols: u32,
+    first_row: u32,
+    num_rows: u32,
+}
+
+const PACK: Kernel = Kernel { name: "pack_linear", threads: 256 };
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct LinearArgs {
+    product: Product,
+    out: u64,
+    stride: u32,
+    pad: u32,
+}
+
+/// For a kernel that takes its input by a tensor map.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct LinearHopperArgs {
+    input: [u64; 16],
+    linear: LinearArgs,
+}
+
+impl Linear {
+    pub(crate) fn new(stream: &mut Stream, source: DenseSource) -> Result<Self, GpuError> {
+        let (rows, cols) = (source.rows(), source.cols);
+        assert!(cols > 0 && cols.is_multiple_of(8), "columns are read eight at a time, not {cols}");
+        assert!(u32::try_from(rows.max(cols)).is_ok(), "a matrix of {rows} x {cols}");
+        for part in &source.parts {
+            assert_eq!(part.weight.len(), part.rows * cols * size_of::<u16>(), "weights of a part");
+            if let Some(bias) = &part.bias {
+                assert_eq!(bias.len(), part.rows * size_of::<u16>(), "biases of a part");
+            }
+        }
+        let bias = bias(&source);
+        let packed = Self {
+            rows,
+            cols,
+            weights: stream.alloc(product::packed_bytes(rows, cols))?,
+            bias: stream.alloc(size_of_val(&bias[..]))?,
+        };
+        stream.upload(bytemuck::cast_slice(&bias), &packed.bias, 0)?;
+        packed.pack(stream, &source.parts)?;
+        // Products read weights before earlier kernels are done.
+        stream.wait()?;
+        Ok(packed)
+    }
+
+    /// Uploads the rows of all parts piece by piece, and packs each.
+    fn pack(&self, stream: &mut Stream, parts: &[DensePart]) -> Result<(), GpuError> {
+        let row_bytes = self.cols * size_of::<u16>();
+        let piece_rows = (PIECE_BYTES / row_bytes / GROUP_ROWS).max(1) * GROUP_ROWS;
+        let staging = stream.alloc(piece_rows.min(self.rows) * row_bytes)?;
+        for first_row in (0..self.rows).step_by(piece_rows) {
+            let rows = first_row..self.rows.min(first_row + piece_rows);
+            upload_rows(stream, parts, row_bytes, rows.clone(), &staging)?;
+            let args = PackArgs {
+                source: staging.address(),
+                fragments: self.weights.address(),
+                rows: self.rows as u32,
+                cols: self.cols as u32,
+                first_row: first_row as u32,
+                num_rows: rows.len() as u32,
+            };
+            stream.launch(PACK, [product::tiles_of(rows.len()) as u32, 1, 1], 0, &args);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// `output[r] = weights * input[r] + bias`.
+    pub(crate) fn multiply(
+        &self,
+        stream: &mut Stream,
+        input: &Input,
+        output: &Output,
+    ) -> Result<(), GpuError> {
+        if input.rows == 0 || self.rows == 0 {
+            return Ok(());
+        }
+        assert!(output.stride >= self.rows, "room for {} results", self.rows);
+        assert!(output.address.is_multiple_of(16), "results leave 16 bytes at a time");
+        let results = match output.precision {
+            Precision::Half => Results::Half,
+            Precision::Full => Results::Full,
+        };
+        let product = self.product(input);
+        let cut = product::cut(&product, results, stream.facts());
+        let args = LinearArgs { product, out: output.address, stride: output.stride as u32, pad: 0 };
+        if let Some(box_rows) = cut.box_rows {
+            let input = stream.gpu().tensor_map(&product.input_map(box_rows))?;
+            let args = LinearHopperArgs { input, linear: args };
+            stream.launch(cut.kernel, cut.grid, cut.shared_bytes, &args);
+        } else {
+            stream.launch(cut.kernel, cut.grid, cut.shared_bytes, &args);
+        }
+        Ok(())
+    }
+
+    /// The operands, for a kernel.
+    pub(crate) fn product(&self, input: &Input) -> Product {
+        assert!(input.stride >= self.cols, "rows of {} columns", self.cols);
+        assert!(
+            input.stride.is_multiple_of(8) && input.address.is_multiple_of(16),
+            "rows are read 16 bytes at a time"
+        );
+        Product {
+            weights: self.weights.address(),
+            bias: self.bias.address(),
+            input: input.address,
+            picked: input.picked.unwrap_or(0),
+            outputs: self.rows as u32,
+            cols: self.cols as u32,
+            rows: input.rows as u32,
+            stride: input.stride as u32,
+        }
+    }
+}
+
+impl Input {
+    /// All rows of a matrix.
+    pub(crate) fn all(matrix: &Matrix) -> Self {
+        Self { address: matrix.address(), stride: matrix.stride(), rows: matrix.rows(), picked: None }
+    }
+}
+
+/// Copies some of the rows of all parts together.
+fn upload_rows(
+    stream: &mut Stream,
+    parts: &[DensePart],
+    row_bytes: usize,
+    rows: Range<usize>,
+    to: &Memory,
+) -> Result<(), GpuError> {
+    let mut part_start = 0;
+    for part in parts {
+        let part_end = part_start + part.rows;
+        let (start, end) = (rows.start.max(part_start), rows.end.min(part_end));
+        if start < end {
+            let bytes = &part.weight[(start - part_start) * row_bytes..(end - part_start) * row_bytes];
+            stream.upload(bytes, to, (start - rows.start) * row_bytes)?;
+        }
+        part_start = part_end;
+    }
+    Ok(())
+}
+
+/// Biases of all parts as f32, padded to whole tiles.
+fn bias(source: &DenseSource) -> Vec<f32> {
+    let mut values = Vec::with_capacity(product::tiles_of(source.rows()) * product::TILE_ROWS);
+    for part in &source.parts {
+        let end = values.len() + part.rows;
+        if let Some(bias) = &part.bias {
+            let bits = bias.as_chunks::<2>().0.iter().map(|bytes| u16::from_le_bytes(*bytes));
+            values.extend(bits.map(|bits| f32::from_bits(u32::from(bits) << 16)));
+        }
+        values.resize(end, 0.0);
+    }
+    values.resize(product::tiles_of(values.len()) * product::TILE_ROWS, 0.0);
+    values
+}

@@ -1,0 +1,108 @@
+//! What kernels may use and must hold: `kernels/budgets.toml`.
+
+use crate::dump::Code;
+use std::collections::BTreeSet;
+use std::path::Path;
+use toml::Table;
+
+/// `pdl_wait()` and `pdl_trigger()`: on GPUs that have them, each kernel begins
+/// while the one before it still runs.
+const WAITING: [&str; 2] = ["ACQBULK", "PREEXIT"];
+
+/// All rules. Each holds for the kernels that its pattern fits; of two limits
+/// the later one counts, and what is needed adds up.
+pub(crate) struct Budgets {
+    rules: Vec<Rule>,
+}
+
+/// What each of some kernels keeps to.
+struct Rule {
+    /// A kernel's name; a `*` stands for any text.
+    kernels: String,
+    registers_max: Option<i64>,
+    instructions_max: Option<i64>,
+    /// Bytes of stack; the GPUs on which they are allowed.
+    stack_max: Option<(i64, String)>,
+    /// Beginnings of names of instructions.
+    needs: Vec<String>,
+}
+
+impl Budgets {
+    pub(crate) fn read(path: &Path) -> Self {
+        let table: Table = std::fs::read_to_string(path).unwrap().parse().unwrap();
+        let rules = table["rule"].as_array().unwrap().iter().map(|rule| {
+            let rule = rule.as_table().unwrap();
+            let known = ["kernels", "registers_max", "instructions_max", "stack_max", "gpu", "needs"];
+            assert!(rule.keys().all(|key| known.contains(&key.as_str())), "{rule:?}");
+            let number = |name: &str| rule.get(name).map(|value| value.as_integer().unwrap());
+            let gpu = rule.get("gpu").map(|value| value.as_str().unwrap().to_owned());
+            let needs = rule.get("needs").map(|value| value.as_array().unwrap().iter());
+            Rule {
+                kernels: rule["kernels"].as_str().unwrap().to_owned(),
+                registers_max: number("registers_max"),
+                instructions_max: number("instructions_max"),
+                stack_max: number("stack_max").map(|max| (max, gpu.unwrap())),
+                needs: needs.into_iter().flatten().map(|value| value.as_str().unwrap().to_owned()).collect(),
+            }
+        });
+        Self { rules: rules.collect() }
+    }
+
+    /// What a kernel does not keep to. No kernel has local memory, unless a rule
+    /// names the GPU on which it may.
+    pub(crate) fn broken_by(&self, code: &Code) -> Vec<String> {
+        let mut broken = Vec::new();
+        let local = code
+            .instructions
+            .iter()
+            .filter(|name| name.starts_with("LDL") || name.starts_with("STL"))
+            .count();
+        let fitting = || self.rules.iter().filter(|rule| fits(&rule.kernels, &code.kernel));
+        let allowed =
+            fitting().filter_map(|rule| rule.stack_max.as_ref()).filter(|(_, gpu)| *gpu == code.gpu);
+        let stack_max = allowed.map(|(max, _)| *max).max().unwrap_or(0);
+        let is_allowed = stack_max > 0 && i64::from(code.stack_bytes) <= stack_max;
+        if (code.stack_bytes + code.local_bytes > 0 || local > 0) && !is_allowed {
+            let (stack, bytes) = (code.stack_bytes, code.local_bytes);
+            broken
+                .push(format!("has {stack} bytes of stack and {bytes} of local memory, used {local} times"));
+        }
+        let mut limit = |what: &str, value: i64, max: Option<i64>| {
+            if let Some(max) = max.filter(|&max| value > max) {
+                broken.push(format!("has {value} {what}, at most {max} are allowed"));
+            }
+        };
+        let instructions = code.instructions.len() as i64;
+        limit(
+            "registers",
+            code.registers.into(),
+            fitting().filter_map(|rule| rule.registers_max).next_back(),
+        );
+        limit("instructions", instructions, fitting().filter_map(|rule| rule.instructions_max).next_back());
+        let needed = fitting().flat_map(|rule| &rule.needs).map(String::as_str);
+        // Those that show what primitives do end with their launch.
+        let is_dependent = code.waits() && !code.kernel.starts_with("selftest_");
+        for need in needed.chain(is_dependent.then_some(WAITING).into_iter().flatten()) {
+            if !code.instructions.iter().any(|name| name.starts_with(need)) {
+                broken.push(format!("has no {need}"));
+            }
+        }
+        broken
+            .into_iter()
+            .map(|what| format!("{}.cu: {} on {} {what}", code.file, code.kernel, code.gpu))
+            .collect()
+    }
+
+    /// Rules that hold for no kernel.
+    pub(crate) fn idle(&self, kernels: &BTreeSet<&str>) -> Vec<String> {
+        let is_idle = |rule: &&Rule| !kernels.iter().any(|kernel| fits(&rule.kernels, kernel));
+        self.rules.iter().filter(is_idle).map(|rule| format!("{:?} fits no kernel", rule.kernels)).collect()
+    }
+}
+
+/// True if a pattern fits a name.
+fn fits(pattern: &str, name: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(name) = name.strip_prefix(start) else { return false };
+    (0..=name.len()).any(|skipped| fits(rest, &name[skipped..]))
+}

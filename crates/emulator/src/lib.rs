@@ -1,0 +1,16 @@
+//! Runs the CUDA kernels on the host, to test them without a GPU.
+//!
+//! The kernels are the same files that nvcc compiles. Here the host's C++
+//! compiler does, and every GPU thread is a fiber; what a GPU leaves open is
+//! drawn at random from a seed: which block, warp or lane runs next, and how
+//! late a copy arrives. Memory that nobody wrote holds NaN, and what lies
+//! beside it cannot be touched. A kernel that does what it must not ends the
+//! process with its name, its block and its thread on standard error.
+//!
+//! It needs Linux on x86-64. Time means nothing here, and neither do the
+//! addresses beyond this process.
+
+mod gpu;
+mod native;
+
+pub use gpu::{Emulator, Options};
