@@ -1,0 +1,15 @@
+//! What of NCCL can be shown without a GPU: over a stand-in for the library that
+//! exchanges host memory between threads.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
+
+mod bring_up;
+mod comm;
+mod engine;
+mod fake;
+mod faults;
+mod library;
+mod parity;
+mod real;
+mod worker;
+mod world;
