@@ -59,7 +59,11 @@ fn every_evaluation_prompt_is_answered_token_for_token() {
                 sequences.iter_mut().zip(&expected).filter(|(s, expected)| !is_done(s, expected));
             let greedy = SamplingParams::greedy();
             let slices = unfinished.map(|(sequence, _)| sequence.take_slice(100, &greedy)).collect();
-            for sample in model.step(&StepPlan { step, in_halves: false, slices }).unwrap().samples {
+            for sample in model
+                .step(&StepPlan { step, in_halves: false, home_rows: Vec::new(), slices })
+                .unwrap()
+                .samples
+            {
                 sequences[sample.sequence.0 as usize].push(sample.token);
             }
         }

@@ -1,6 +1,7 @@
 //! `chorale bench`: steps timed in this process, one JSON line a measurement.
 
 use crate::args::{BenchArgs, Measurement, OfflineArgs};
+use crate::device::DeviceKind;
 use crate::engine::{self, Engine};
 use crate::exit::UsageError;
 use crate::output::Output;
@@ -62,7 +63,7 @@ fn offline(args: &OfflineArgs, setup: &Setup) -> anyhow::Result<()> {
             let line = Line {
                 measurement,
                 model: &setup.config.model,
-                device: "cpu",
+                device: engine.device,
                 threads: engine.num_threads,
                 batch: load.batch,
                 prompt_tokens: load.prompt_tokens,
@@ -108,7 +109,7 @@ impl Load {
             ))
             .into());
         }
-        let max_rows = setup.config.max_batch_tokens.max(batch);
+        let max_rows = setup.config.max_batch_tokens(DeviceKind::Cpu).max(batch);
         let max_slice_tokens = max_rows.min(prompt_tokens);
         let block_size = setup.config.kv_block_size;
         let limits =

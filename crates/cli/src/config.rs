@@ -2,6 +2,7 @@
 //! variables and by flags, in this order. Defaults stand here and nowhere
 //! else; what each setting may be stands in `keys`.
 
+use crate::device::DeviceKind;
 use crate::keys::Key;
 use chorale_plan::{ExchangeOptions, RowFormat};
 use figment::providers::{Format, Serialized, Toml};
@@ -26,14 +27,17 @@ pub(crate) struct Config {
     pub(crate) cache_dir: Option<PathBuf>,
     /// The hub's cache; where `HF_HOME` and its kin say if `None`.
     pub(crate) download_dir: Option<PathBuf>,
+    /// What computes: `auto`, `cpu`, `cuda`, or `cuda:` and GPUs.
+    pub(crate) device: String,
     /// CPU threads; all cores if `None`.
     pub(crate) threads: Option<usize>,
     /// Directives of `tracing-subscriber`'s `EnvFilter`.
     pub(crate) log_level: String,
     /// Longest sequence; the model's own limit if `None`.
     pub(crate) max_model_len: Option<usize>,
-    /// Rows of the largest step: longer prompts are computed in slices.
-    pub(crate) max_batch_tokens: usize,
+    /// Rows of the largest step: longer prompts are computed in slices. By the
+    /// device if `None`.
+    pub(crate) max_batch_tokens: Option<usize>,
     /// Positions of a KV page.
     pub(crate) kv_block_size: usize,
     /// Type of cached keys and values; the device's own choice if `None`.
@@ -95,8 +99,8 @@ pub(crate) struct Config {
     /// Memory for keys and values; by what the machine has if `None`.
     #[serde(rename = "kv_cache_memory")]
     pub(crate) kv_cache_memory_bytes: Option<u64>,
-    /// Sequences that are computed together.
-    pub(crate) max_num_seqs: usize,
+    /// Sequences that are computed together. By the device if `None`.
+    pub(crate) max_num_seqs: Option<usize>,
     /// Requests that may wait.
     pub(crate) max_waiting_requests: usize,
     /// Seconds that a request may wait; no limit if `None`.
@@ -150,10 +154,11 @@ impl Default for Config {
             offline: None,
             cache_dir: None,
             download_dir: None,
+            device: "auto".to_owned(),
             threads: None,
             log_level: "info".to_owned(),
             max_model_len: None,
-            max_batch_tokens: 2048,
+            max_batch_tokens: None,
             kv_block_size: 64,
             kv_cache_dtype: None,
             tensor_parallel_size: 1,
@@ -185,7 +190,7 @@ impl Default for Config {
             drain_timeout: 30,
             system_date: None,
             kv_cache_memory_bytes: None,
-            max_num_seqs: 32,
+            max_num_seqs: None,
             max_waiting_requests: 1024,
             max_waiting_time: None,
             prefix_caching: true,
@@ -206,6 +211,25 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Rows of the largest step. A GPU needs many to be busy: its experts'
+    /// weights are read once a step, whatever the rows.
+    pub(crate) fn max_batch_tokens(&self, kind: DeviceKind) -> usize {
+        self.max_batch_tokens.unwrap_or(match kind {
+            DeviceKind::Cpu => 2048,
+            DeviceKind::Gpu => 4096,
+        })
+    }
+
+    /// Sequences that are computed together.
+    pub(crate) fn max_num_seqs(&self, kind: DeviceKind) -> usize {
+        self.max_num_seqs.unwrap_or(match kind {
+            DeviceKind::Cpu => 32,
+            DeviceKind::Gpu => 256,
+        })
+    }
+}
+
 /// The type of cached keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -216,6 +240,17 @@ pub(crate) enum KvCacheDtype {
     F32,
     /// One byte.
     Fp8,
+}
+
+impl KvCacheDtype {
+    /// Its name in settings.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+            Self::Fp8 => "fp8",
+        }
+    }
 }
 
 /// How rows travel to experts.

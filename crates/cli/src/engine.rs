@@ -1,32 +1,47 @@
-//! A model on this machine's processors, for commands that compute a few known
+//! A model on this machine's own device, for commands that compute a few known
 //! sequences. There is no scheduler here: serving does not come this way.
 
 use crate::config::{Config, KvCacheDtype};
+use crate::device::Devices;
 use crate::exit::UsageError;
 use crate::setup::Setup;
 use anyhow::Context;
-use chorale_device::Cpu;
+use chorale_device::{Cpu, Device};
 use chorale_link::Solo;
+use chorale_model::GptOss;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::config::ModelConfig;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_model::shard::ShardSpec;
-use chorale_model::{GptOss, StepError};
 use chorale_plan::{Sample, SequenceSlice, StepPlan, TokenId};
-use std::num::NonZeroUsize;
-
-/// An error of one step.
-pub(crate) type EngineError = StepError<chorale_device::CpuError>;
 
 /// A loaded model with room for a known number of sequences.
 pub(crate) struct Engine {
-    /// The rank that is all ranks.
-    pub(crate) model: GptOss<Cpu, Solo<Cpu>>,
+    model: Box<dyn Model>,
+    config: ModelConfig,
     /// What there is room for.
     pub(crate) limits: OfflineLimits,
-    /// Threads that compute.
+    /// What computes, in a word: `cpu` or `cuda`.
+    pub(crate) device: &'static str,
+    /// CPU threads that compute; 0 on a GPU.
     pub(crate) num_threads: usize,
     step: u64,
+}
+
+/// The rank that is all ranks, on whatever device.
+trait Model: Send {
+    fn step(&mut self, plan: &StepPlan) -> anyhow::Result<Vec<Sample>>;
+    fn logits(&mut self, slices: &[SequenceSlice], last: usize) -> anyhow::Result<Vec<f32>>;
+}
+
+impl<D: Device + 'static> Model for GptOss<D, Solo<D>> {
+    fn step(&mut self, plan: &StepPlan) -> anyhow::Result<Vec<Sample>> {
+        Ok(Self::step(self, plan)?.samples)
+    }
+
+    fn logits(&mut self, slices: &[SequenceSlice], last: usize) -> anyhow::Result<Vec<f32>> {
+        Ok(Self::logits(self, slices, last, &mut ())?)
+    }
 }
 
 impl Engine {
@@ -43,51 +58,77 @@ impl Engine {
         setup: &Setup,
     ) -> anyhow::Result<Self> {
         refuse_unhonoured(&setup.config)?;
-        let config = checkpoint.config();
-        let mut device = Cpu::new(setup.config.threads.and_then(NonZeroUsize::new))?;
-        let num_threads = device.num_threads();
-        let link = Solo::new(&mut device, config.num_experts as u32)?;
-        let room = limits.room(config);
-        let mut bar = setup.progress.load();
-        let mut on_progress = |progress| bar.on(progress);
-        let spec = ShardSpec::whole(config);
-        let model = GptOss::load(device, link, checkpoint, &spec, &room, &mut on_progress)
-            .context("cannot load the model")?;
-        bar.finish();
-        Ok(Self { model, limits, num_threads, step: 0 })
+        let devices = Devices::open(&setup.device_options(), 1)?;
+        refuse_kv_dtype(&setup.config, &devices)?;
+        let (device, num_threads) = match &devices {
+            Devices::Cpu(cpus) => ("cpu", cpus.iter().map(Cpu::num_threads).sum()),
+            Devices::Cuda(_) => ("cuda", 0),
+        };
+        let model = match devices {
+            Devices::Cpu(cpus) => load(cpus, checkpoint, limits, setup)?,
+            Devices::Cuda(gpus) => load(gpus, checkpoint, limits, setup)?,
+        };
+        Ok(Self { model, config: checkpoint.config().clone(), limits, device, num_threads, step: 0 })
+    }
+
+    /// The model's geometry.
+    pub(crate) fn config(&self) -> &ModelConfig {
+        &self.config
     }
 
     /// The `index`-th sequence that there is room for.
     pub(crate) fn sequence(&self, index: usize, prompt: Vec<TokenId>) -> OfflineSequence {
-        OfflineSequence::new(index, prompt, self.limits, self.model.config())
+        OfflineSequence::new(index, prompt, self.limits, &self.config)
     }
 
     /// Computes slices and samples those that ask for it.
-    pub(crate) fn step(&mut self, slices: Vec<SequenceSlice>) -> Result<Vec<Sample>, EngineError> {
+    pub(crate) fn step(&mut self, slices: Vec<SequenceSlice>) -> anyhow::Result<Vec<Sample>> {
         self.step += 1;
-        Ok(self.model.step(&StepPlan { step: self.step, in_halves: false, slices })?.samples)
+        self.model.step(&StepPlan { step: self.step, in_halves: false, home_rows: Vec::new(), slices })
+    }
+
+    /// Computes slices, and gives the logits of the step's last `last` rows.
+    pub(crate) fn logits(&mut self, slices: &[SequenceSlice], last: usize) -> anyhow::Result<Vec<f32>> {
+        self.model.logits(slices, last)
     }
 }
 
-/// Settings that the CPU does not have are refused, not ignored.
-pub(crate) fn refuse_kv_dtype(settings: &Config) -> anyhow::Result<()> {
-    let dtype = match settings.kv_cache_dtype {
-        Some(KvCacheDtype::Bf16) => Some("bf16"),
-        Some(KvCacheDtype::Fp8) => Some("fp8"),
-        Some(KvCacheDtype::F32) | None => None,
+/// Loads a whole model onto the one device.
+fn load<D: Device + 'static>(
+    devices: Vec<D>,
+    checkpoint: &Checkpoint,
+    limits: OfflineLimits,
+    setup: &Setup,
+) -> anyhow::Result<Box<dyn Model>> {
+    let config = checkpoint.config();
+    let mut device = devices.into_iter().next().context("one device was opened")?;
+    let link = Solo::new(&mut device, config.num_experts as u32)?;
+    let mut bar = setup.progress.load();
+    let mut on_progress = |progress| bar.on(progress);
+    let (spec, room) = (ShardSpec::whole(config), limits.room(config));
+    let model = GptOss::load(device, link, checkpoint, &spec, &room, &mut on_progress)
+        .context("cannot load the model")?;
+    bar.finish();
+    Ok(Box::new(model))
+}
+
+/// A type of keys and values that the devices do not have is refused, not ignored.
+pub(crate) fn refuse_kv_dtype(settings: &Config, devices: &Devices) -> Result<(), UsageError> {
+    let (own, who, word) = match devices {
+        Devices::Cpu(_) => (KvCacheDtype::F32, "the CPU keeps", "f32"),
+        Devices::Cuda(_) => (KvCacheDtype::Bf16, "GPUs keep", "bf16"),
     };
-    if let Some(dtype) = dtype {
-        return Err(UsageError(format!(
-            "--kv-cache-dtype is {dtype}: the CPU keeps keys and values as f32; leave it out"
-        ))
-        .into());
+    match settings.kv_cache_dtype {
+        Some(asked) if asked != own => Err(UsageError(format!(
+            "--kv-cache-dtype is {}: {who} keys and values as {word}; leave it out",
+            asked.name()
+        ))),
+        Some(_) | None => Ok(()),
     }
-    Ok(())
 }
 
-/// Settings that a single rank on the CPU does not have are refused, not ignored.
+/// Settings that a single rank does not have are refused, not ignored.
 pub(crate) fn refuse_unhonoured(settings: &Config) -> anyhow::Result<()> {
-    refuse_kv_dtype(settings)?;
     let Config { tensor_parallel_size, data_parallel_size, .. } = settings;
     if (*tensor_parallel_size, *data_parallel_size) != (1, 1) {
         return Err(UsageError(format!(

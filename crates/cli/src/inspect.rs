@@ -5,6 +5,7 @@ mod report;
 
 use crate::args::InspectArgs;
 use crate::config::KvCacheDtype;
+use crate::device::DeviceKind;
 use crate::output::Output;
 use crate::setup::Setup;
 use anyhow::Context;
@@ -91,7 +92,7 @@ fn options(args: &InspectArgs, setup: &Setup) -> BudgetOptions {
         },
         kv_block_size: config.kv_block_size,
         max_model_len: config.max_model_len,
-        max_batch_tokens: config.max_batch_tokens,
+        max_batch_tokens: config.max_batch_tokens(DeviceKind::Cpu),
         device_memory_bytes: config.device_memory_bytes,
         memory_bandwidth_bytes_per_s: config.memory_bandwidth_bytes_per_s,
         context_tokens: args.context as usize,

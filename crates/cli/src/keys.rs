@@ -2,6 +2,7 @@
 //! file, environment and flags alike; it neither reads nor merges them.
 
 use crate::args;
+use crate::device::DeviceChoice;
 use crate::telemetry;
 use crate::units;
 use figment::value::{Num, Value};
@@ -33,6 +34,8 @@ enum Kind {
     Choice(&'static [&'static str]),
     /// A day of the calendar, or a word for one.
     Date,
+    /// What computes.
+    Device,
     /// Bytes, with a unit.
     Size,
     /// Bytes a second, with a unit.
@@ -51,6 +54,11 @@ pub(crate) const KEYS: &[Key] = &[
     key("offline", Kind::Switch, "true or false"),
     key("cache_dir", Kind::Text, "a directory"),
     key("download_dir", Kind::Text, "a directory"),
+    key(
+        "device",
+        Kind::Device,
+        "auto, cpu, cuda for the first GPUs, or cuda:0 or cuda:0,1 for some of them, each once",
+    ),
     key("threads", count(1, 4096), "a whole number from 1 to 4096; leave it out to use every core"),
     key(
         "log_level",
@@ -151,9 +159,13 @@ impl Key {
     /// Parses what a flag or a variable says.
     pub(crate) fn parse(&self, text: &str) -> Result<Value, String> {
         let value = match self.kind {
-            Kind::Text | Kind::Date | Kind::Directives | Kind::Choice(_) | Kind::Size | Kind::Rate => {
-                Some(Value::from(text))
-            }
+            Kind::Text
+            | Kind::Date
+            | Kind::Device
+            | Kind::Directives
+            | Kind::Choice(_)
+            | Kind::Size
+            | Kind::Rate => Some(Value::from(text)),
             Kind::Switch => match text {
                 "true" | "1" | "yes" | "on" => Some(Value::from(true)),
                 "false" | "0" | "no" | "off" => Some(Value::from(false)),
@@ -174,6 +186,9 @@ impl Key {
                 .as_str()
                 .filter(|text| ["today", "none"].contains(text) || args::parse_date(text).is_ok())
                 .map(Value::from),
+            Kind::Device => {
+                value.as_str().filter(|text| DeviceChoice::parse(text).is_some()).map(Value::from)
+            }
             Kind::Directives => value.as_str().filter(|text| telemetry::is_directives(text)).map(Value::from),
             Kind::Switch => value.to_bool().map(Value::from),
             Kind::Choice(names) => value.as_str().filter(|name| names.contains(name)).map(Value::from),
@@ -238,6 +253,8 @@ mod tests {
             ("repetition_penalty", "0"),
             ("presence_penalty", "inf"),
             ("frequency_penalty", "-inf"),
+            ("device", "gpu"),
+            ("device", "cuda:1,1"),
             ("threads", "0"),
             ("threads", "99999999999999999999"),
             ("max_tokens", "0"),

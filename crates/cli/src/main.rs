@@ -11,6 +11,7 @@ mod args;
 mod bench;
 mod cluster;
 mod config;
+mod device;
 mod engine;
 mod exit;
 mod generate;

@@ -3,6 +3,7 @@
 
 use crate::args::Cli;
 use crate::config::Config;
+use crate::device::{DeviceChoice, DeviceOptions};
 use crate::progress::{Fetch, Progress};
 use crate::telemetry;
 use anyhow::Context;
@@ -34,6 +35,23 @@ impl Setup {
         telemetry::start(&config.log_level, config.log_json, is_coloured, &progress)?;
         tracing::debug!(?config, "settings");
         Ok(Self { config, progress, is_coloured, environment })
+    }
+
+    /// What computes.
+    pub(crate) fn device_options(&self) -> DeviceOptions {
+        DeviceOptions {
+            // `keys` has refused what says nothing.
+            choice: DeviceChoice::parse(&self.config.device).unwrap_or(DeviceChoice::Auto),
+            threads: self.config.threads,
+            kernel_cache: self.cache_directory(),
+        }
+    }
+
+    /// Where what can be made again is kept, if the user has a place for it.
+    fn cache_directory(&self) -> Option<PathBuf> {
+        let var = |name: &str| self.environment.get(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let base = var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|home| home.join(".cache")))?;
+        Some(base.join("chorale"))
     }
 
     /// The directory of the model that the settings name, downloaded or

@@ -42,7 +42,7 @@ pub(crate) fn check_rank(shape: Shape, rank: Rank) -> Result<(), String> {
 
 /// Who exchanges rows with whom, seen from one rank.
 #[derive(Clone, Debug)]
-pub(crate) struct Layout {
+pub struct Layout {
     pub(crate) shape: Shape,
     pub(crate) rank: Rank,
     /// The rank's group; `None` with experts only.
@@ -50,7 +50,8 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    pub(crate) fn new(shape: Shape, rank: Rank) -> Self {
+    /// As it is seen from a rank of a shape.
+    pub fn new(shape: Shape, rank: Rank) -> Self {
         Self { shape, rank, group: shape.group(rank) }
     }
 
@@ -67,7 +68,7 @@ impl Layout {
 
     /// The rank that runs an expert for a row of this rank's group: one that
     /// has the row already if there is one, else any, spread over the rows.
-    pub(crate) fn runner(&self, holders: &[Rank], row: usize) -> Rank {
+    pub fn runner(&self, holders: &[Rank], row: usize) -> Rank {
         let group = self.group.clone().unwrap_or(0..0);
         let inside = holders.iter().filter(|holder| group.contains(&holder.0));
         match inside.clone().count() {

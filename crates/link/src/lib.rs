@@ -13,18 +13,22 @@
 //! back to the rank and the row they left. A link that cannot finish says
 //! which rank it waited for.
 
+mod endings;
 pub mod grpc;
 mod layout;
 mod loads;
 mod local;
+mod member;
 mod mesh;
 mod round;
 mod rows;
 mod transport;
 mod wire;
 
+pub use layout::Layout;
 pub use loads::Loads;
 pub use local::{LocalAbort, LocalTransport, local};
+pub use member::{JoinError, Joining, Member, Meshes};
 pub use mesh::{Mesh, Place, PlaceError};
 pub use transport::{Fault, Frame, Transport};
 
@@ -56,6 +60,10 @@ impl Half {
 pub trait Link<D: Device>: Send {
     /// Starts a step: what is exchanged from now on belongs to it.
     fn begin(&mut self, step: u64);
+
+    /// Says how many rows each home has in the step that was started, and whether
+    /// it comes in halves, to links that do not learn it from what arrives.
+    fn expect(&mut self, _home_rows: &[u32], _in_halves: bool) {}
 
     /// Sends this rank's columns of a matrix, `part`, to its group. `cols` names
     /// the columns of each rank's part.

@@ -10,7 +10,8 @@ pub struct Loads {
 }
 
 impl Loads {
-    pub(crate) fn new(num_layers: usize, num_experts: usize) -> Self {
+    /// Nothing has run yet.
+    pub fn new(num_layers: usize, num_experts: usize) -> Self {
         let layer = || (0..num_experts).map(|_| AtomicU64::new(0)).collect();
         Self { layers: (0..num_layers).map(|_| layer()).collect() }
     }
@@ -18,6 +19,13 @@ impl Loads {
     pub(crate) fn count(&self, layer: usize, experts: impl Iterator<Item = u32>) {
         for expert in experts {
             self.layers[layer][expert as usize].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets what has run of a layer, by expert, where it is counted elsewhere.
+    pub fn set(&self, layer: usize, rows: impl Iterator<Item = u64>) {
+        for (count, rows) in self.layers[layer].iter().zip(rows) {
+            count.store(rows, Ordering::Relaxed);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Ranks that are threads of one process: frames pass through bounded queues
 //! in memory, one for each pair and direction.
 
+use crate::endings::Endings;
 use crate::transport::{Fault, Frame, Transport};
 use chorale_plan::Rank;
 use std::collections::VecDeque;
@@ -20,6 +21,7 @@ pub fn local(num_ranks: u32, timeout: Duration) -> Vec<LocalTransport> {
         num_ranks,
         lanes: (0..num_lanes).map(|_| Lane::default()).collect(),
         is_over: AtomicBool::new(false),
+        endings: Endings::default(),
     });
     let transport = |rank| LocalTransport { world: Arc::clone(&world), rank, timeout };
     (0..num_ranks).map(transport).collect()
@@ -44,6 +46,7 @@ struct World {
     /// From each rank to each.
     lanes: Vec<Lane>,
     is_over: AtomicBool,
+    endings: Endings,
 }
 
 /// A queue of one direction.
@@ -124,6 +127,22 @@ impl Transport for LocalTransport {
         lane.changed.notify_all();
         Ok(frame)
     }
+
+    fn broken(&self) -> Option<Fault> {
+        if self.world.is_over.load(Ordering::Acquire) {
+            return Some(Fault::Over);
+        }
+        let gone = |&other: &u32| {
+            let lane = self.lane(other, self.rank);
+            other != self.rank && lane.is_ok_and(|lane| lock(&lane.state).is_closed)
+        };
+        let rank = Rank((0..self.world.num_ranks).find(gone)?);
+        Some(Fault::Broken { rank, reason: "it has gone".to_owned() })
+    }
+
+    fn at_end(&mut self, then: Box<dyn FnOnce() + Send>) {
+        self.world.endings.add(then);
+    }
 }
 
 impl Drop for LocalTransport {
@@ -148,6 +167,7 @@ impl LocalAbort {
             drop(lock(&lane.state));
             lane.changed.notify_all();
         }
+        self.0.endings.end();
     }
 }
 

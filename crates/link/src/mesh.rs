@@ -17,8 +17,8 @@ use crate::transport::{Fault, Transport};
 use crate::wire::Wire;
 use crate::{Arrived, Half, Home, Link, LinkError};
 use bytes::Bytes;
-use chorale_device::{Choice, Device};
-use chorale_plan::{Epoch, ExchangeOptions, Placement, Rank, Shape};
+use chorale_device::{Choice, Device, Precision};
+use chorale_plan::{Carrier, Epoch, ExchangeOptions, Placement, Rank, Shape};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ pub struct Place {
     pub rank: Rank,
     /// How rows travel.
     pub exchange: ExchangeOptions,
+    /// By what.
+    pub carrier: Carrier,
     /// Layers of the model.
     pub num_layers: usize,
     /// Experts of a layer.
@@ -121,7 +123,7 @@ impl<D: Device, T: Transport> Mesh<D, T> {
             loads: Arc::new(Loads::new(place.num_layers, place.num_experts)),
             parts: Default::default(),
             rounds: Default::default(),
-            arrived: device.matrix(place.max_arrivals(), place.hidden_size)?,
+            arrived: device.matrix(place.max_arrivals(), place.hidden_size, Precision::Half)?,
             placement,
             place,
         })

@@ -32,6 +32,17 @@ pub trait Transport: Send {
     /// The rank has come to its next exchange, with or without frames in it:
     /// told for those who watch whether it gets on.
     fn come_to_exchange(&mut self) {}
+
+    /// Why nothing can be exchanged any more, if that is known already: the epoch
+    /// is over, or a connection has broken.
+    fn broken(&self) -> Option<Fault> {
+        None
+    }
+
+    /// Has something done when the epoch is ended from elsewhere, beside that
+    /// whoever waits stops waiting: on a thread of its own, at once if it is over.
+    /// A transport that cannot be ended drops it.
+    fn at_end(&mut self, _then: Box<dyn FnOnce() + Send>) {}
 }
 
 impl<T: Transport + ?Sized> Transport for Box<T> {
@@ -45,6 +56,14 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
 
     fn come_to_exchange(&mut self) {
         (**self).come_to_exchange();
+    }
+
+    fn broken(&self) -> Option<Fault> {
+        (**self).broken()
+    }
+
+    fn at_end(&mut self, then: Box<dyn FnOnce() + Send>) {
+        (**self).at_end(then);
     }
 }
 
@@ -91,6 +110,12 @@ pub enum Fault {
         /// What is wrong with it.
         reason: String,
     },
+    /// What all ranks do together failed, and nobody can say whose fault it is.
+    #[error("{reason}")]
+    Unknown {
+        /// What is known of the reason.
+        reason: String,
+    },
     /// The epoch is over; nobody is to blame.
     #[error("the epoch is over")]
     Over,
@@ -105,7 +130,7 @@ impl Fault {
             | Self::Damaged { rank }
             | Self::Astray { rank, .. }
             | Self::Malformed { rank, .. } => Some(*rank),
-            Self::Over => None,
+            Self::Unknown { .. } | Self::Over => None,
         }
     }
 }

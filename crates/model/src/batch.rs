@@ -275,6 +275,7 @@ mod tests {
     fn bounds() -> Bounds {
         let kv = KvShape {
             windows: vec![Some(8), None],
+            num_query_heads: 1,
             num_kv_heads: 1,
             head_dim: 2,
             block_size: 4,

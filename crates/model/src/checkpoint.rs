@@ -68,6 +68,20 @@ impl Checkpoint {
         Ok(Self { config, layout, table, fingerprint: OnceLock::new() })
     }
 
+    /// A checkpoint that lies in no file: `make` gives the bytes of each tensor,
+    /// by its name and their number. For measuring with weights that nobody has.
+    pub fn made(config: ModelConfig, mut make: impl FnMut(&str, usize) -> Bytes) -> Self {
+        let layout = Layout::HuggingFace;
+        let tensors = layout.expected(&config).into_iter().map(|tensor| {
+            let len = tensor.shape.iter().product::<usize>() * tensor.dtype.bitsize() / 8;
+            let bytes = make(&tensor.name, len);
+            assert_eq!(bytes.len(), len, "bytes of {}", tensor.name);
+            (tensor, bytes)
+        });
+        let table = TensorTable::made(tensors);
+        Self { config, layout, table, fingerprint: OnceLock::new() }
+    }
+
     /// The model's geometry and constants.
     pub fn config(&self) -> &ModelConfig {
         &self.config

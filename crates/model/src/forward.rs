@@ -8,7 +8,7 @@ use crate::observe::Observer;
 use crate::seat::{AttentionRoom, Room, Seat};
 use crate::shard::ShardSpec;
 use crate::weights::{LoadError, LoadProgress, Weights};
-use chorale_device::{Columns, Device, Drawn};
+use chorale_device::{Columns, Device, Drawn, Fetched};
 use chorale_link::{Half, Link, LinkError};
 use chorale_plan::{Sample, SequenceId, SequenceSlice, StepOutput, StepPlan, TokenLogprob};
 use std::collections::HashMap;
@@ -88,19 +88,34 @@ impl<D: Device, L: Link<D>> GptOss<D, L> {
     /// Computes a plan, perhaps an empty one, and samples the slices that ask
     /// for it. All ranks of the world compute the step together.
     pub fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, StepError<D::Error>> {
+        Ok(self.submit(plan)?.finish().map_err(LinkError::Device)?)
+    }
+
+    /// Begins a step: what it samples may still be on its way when this
+    /// returns, and the next step may begin.
+    pub fn submit(&mut self, plan: &StepPlan) -> Result<Submitted<D::Error>, StepError<D::Error>> {
         let parts = self.seat.parts(plan, &self.sampled)?;
         self.link.begin(plan.step);
+        self.link.expect(&plan.home_rows, plan.in_halves);
         self.run(&parts, &mut ())?;
-        let drawn = self.draw(&parts)?;
+        let mut drawn = self.draw(&parts)?;
         let wanted = plan.slices.iter().filter(|slice| slice.sample.is_some());
         let wanted: Vec<SequenceId> = wanted.map(|slice| slice.sequence).collect();
-        let sampled = drawn.iter().zip(0..).map(|(drawn, index)| match plan.in_halves {
-            true => Sampled::Token(drawn.token),
-            false => Sampled::At(index),
-        });
-        self.sampled = wanted.iter().copied().zip(sampled).collect();
-        let samples = wanted.into_iter().zip(drawn).map(|(sequence, drawn)| sample(sequence, drawn));
-        Ok(StepOutput { step: plan.step, samples: samples.collect() })
+        let places: Vec<Sampled> = match &mut drawn[..] {
+            // The second half's tokens took the place of the first's on the device.
+            [_, _] => {
+                let mut here = Vec::new();
+                for drawn in drawn.drain(..) {
+                    here.extend(drawn.wait().map_err(LinkError::Device)?);
+                }
+                let places = here.iter().map(|drawn| Sampled::Token(drawn.token)).collect();
+                drawn.push(Fetched::Here(here));
+                places
+            }
+            _ => (0..wanted.len() as u32).map(Sampled::At).collect(),
+        };
+        self.sampled = wanted.iter().copied().zip(places).collect();
+        Ok(Submitted { step: plan.step, wanted, drawn: drawn.pop() })
     }
 
     /// Computes slices and gives the logits of the last `last` rows of the
@@ -143,8 +158,9 @@ impl<D: Device, L: Link<D>> GptOss<D, L> {
         })
     }
 
-    /// Samples the rows that `run` left in `normed`, part by part.
-    fn draw(&mut self, parts: &[Columns]) -> Result<Vec<Drawn>, LinkError<D::Error>> {
+    /// Samples the rows that `run` left in `normed`: one answer for each part
+    /// that has any.
+    fn draw(&mut self, parts: &[Columns]) -> Result<Vec<Fetched<D::Error>>, LinkError<D::Error>> {
         let Self { device, link, weights, seat, .. } = self;
         let (Some(dense), Some(room)) = (weights.dense(), &mut seat.attention) else {
             return Ok(Vec::new());
@@ -158,7 +174,7 @@ impl<D: Device, L: Link<D>> GptOss<D, L> {
                     link.begin_gather(device, half, &cols.logits, logits_part)?;
                     link.end_gather(device, half, &cols.logits, logits_part, logits)?;
                     device.sample(logits, &w.batch, samples)?;
-                    drawn.extend(device.read_samples(samples)?);
+                    drawn.push(device.fetch_samples(samples)?);
                 }
             }
             Ok(drawn)
@@ -178,6 +194,28 @@ impl<D: Device, L: Link<D>> GptOss<D, L> {
             link.end_gather(device, Half::First, &cols.logits, logits_part, logits)?;
             Ok(device.read(logits)?)
         })
+    }
+}
+
+/// A step that was begun.
+pub struct Submitted<E> {
+    step: u64,
+    /// Who is sampled, in the order of the draws.
+    wanted: Vec<SequenceId>,
+    drawn: Option<Fetched<E>>,
+}
+
+impl<E> Submitted<E> {
+    /// True if nothing is to be waited for.
+    pub fn is_here(&self) -> bool {
+        !matches!(self.drawn, Some(Fetched::Coming(_)))
+    }
+
+    /// What the step sampled, waited for if need be; on any thread.
+    pub fn finish(self) -> Result<StepOutput, E> {
+        let drawn = self.drawn.map_or(Ok(Vec::new()), Fetched::wait)?;
+        let samples = self.wanted.into_iter().zip(drawn).map(|(sequence, drawn)| sample(sequence, drawn));
+        Ok(StepOutput { step: self.step, samples: samples.collect() })
     }
 }
 

@@ -171,8 +171,11 @@ pub(crate) fn experts_only<D: Device, L: Link<D>>(
     workspaces: &mut [Workspace<D>],
 ) -> Result<(), LinkError<D::Error>> {
     for experts in experts {
+        // In the order in which ranks with attention exchange.
         for (half, w) in Half::BOTH.into_iter().zip(&mut *workspaces) {
             link.begin_dispatch(device, half, &w.normed, &w.routing)?;
+        }
+        for (half, w) in Half::BOTH.into_iter().zip(&mut *workspaces) {
             answer(device, link, half, experts, outputs, w)?;
             link.end_combine(device, half, &mut w.answers)?;
         }

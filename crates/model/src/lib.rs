@@ -19,7 +19,7 @@ pub mod shard;
 mod weights;
 
 pub use batch::PlanError;
-pub use forward::{GptOss, StepError};
+pub use forward::{GptOss, StepError, Submitted};
 pub use observe::{Observer, Stage};
 pub use place::Preparation;
 pub use seat::{Room, Seat};

@@ -5,7 +5,7 @@ use crate::checkpoint::Checkpoint;
 use crate::forward::GptOss;
 use crate::weights::{HeldExperts, LoadError};
 use chorale_device::Device;
-use chorale_link::{Mesh, PlaceError, Transport};
+use chorale_link::{Member, PlaceError};
 use chorale_plan::Placement;
 
 /// A placement whose experts are being loaded.
@@ -26,7 +26,7 @@ impl<D: Device> Preparation<D> {
     }
 }
 
-impl<D: Device, T: Transport> GptOss<D, Mesh<D, T>> {
+impl<D: Device, L: Member<D>> GptOss<D, L> {
     /// Begins with a placement, if it is one for this world.
     pub fn begin_preparation(&self, placement: Placement) -> Result<Preparation<D>, PlaceError<D::Error>> {
         self.link.check(&placement)?;

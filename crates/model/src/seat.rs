@@ -4,6 +4,7 @@
 use crate::batch::{self, Bounds, PlanError, Sampled};
 use crate::config::ModelConfig;
 use crate::shard::{ShardSpec, Split};
+use chorale_device::Precision::{Full, Half};
 use chorale_device::{BatchLimits, Columns, Device, KvShape};
 use chorale_plan::{SequenceId, SequenceSlice, StepPlan};
 use std::collections::HashMap;
@@ -84,6 +85,7 @@ impl<D: Device> Seat<D> {
     ) -> Result<Self, D::Error> {
         let kv = KvShape {
             windows: config.windows.clone(),
+            num_query_heads: spec.query_rows(config).len() / config.head_dim,
             num_kv_heads: spec.key_value_heads(config).len(),
             head_dim: config.head_dim,
             block_size: room.block_size,
@@ -94,11 +96,11 @@ impl<D: Device> Seat<D> {
         let limits = if spec.attention { room.limits } else { no_rows };
         // Alone, outputs and answers change places.
         let slots = room.limits.max_rows * room.num_homes * config.experts_per_token;
-        let outputs = device.matrix(slots, config.hidden_size)?;
-        let mut workspaces = vec![Workspace::new(device, config, spec, (limits, slots))?];
+        let outputs = device.matrix(slots, config.hidden_size, Half)?;
+        let mut workspaces = vec![Workspace::new(device, config, spec, (limits, slots), &kv)?];
         if room.has_halves {
             let limits = BatchLimits { max_rows: limits.max_rows.div_ceil(2), ..limits };
-            workspaces.push(Workspace::new(device, config, spec, (limits, slots))?);
+            workspaces.push(Workspace::new(device, config, spec, (limits, slots), &kv)?);
         }
         let attention = match spec.attention {
             true => Some(AttentionRoom::new(device, config, spec, (limits, &kv))?),
@@ -179,8 +181,8 @@ impl<D: Device> AttentionRoom<D> {
         Ok(Self {
             cols,
             cache: device.kv_cache(kv)?,
-            logits_part: device.matrix(max_logit_rows, spec.vocab_rows(config).len())?,
-            logits: device.matrix(max_logit_rows, config.vocab_size)?,
+            logits_part: device.matrix(max_logit_rows, spec.vocab_rows(config).len(), Full)?,
+            logits: device.matrix(max_logit_rows, config.vocab_size, Full)?,
             samples: device.samples(max_logit_rows)?,
         })
     }
@@ -192,22 +194,23 @@ impl<D: Device> Workspace<D> {
         config: &ModelConfig,
         spec: &ShardSpec,
         (limits, slots): (BatchLimits, usize),
+        kv: &KvShape,
     ) -> Result<Self, D::Error> {
         let max_rows = limits.max_rows;
         let local_width = spec.query_rows(config).len();
         let width = config.num_attention_heads * config.head_dim;
         let hidden = config.hidden_size;
         Ok(Self {
-            batch: device.batch(limits, &config.rope)?,
-            hidden: device.matrix(max_rows, hidden)?,
-            queries: device.matrix(max_rows, local_width)?,
-            context: device.matrix(max_rows, local_width)?,
-            heads: device.matrix(max_rows, width)?,
-            projected: device.matrix(max_rows, spec.output_rows(config).len())?,
-            attended: device.matrix(max_rows, hidden)?,
-            normed: device.matrix(max_rows, hidden)?,
+            batch: device.batch(limits, &config.rope, kv)?,
+            hidden: device.matrix(max_rows, hidden, Full)?,
+            queries: device.matrix(max_rows, local_width, Half)?,
+            context: device.matrix(max_rows, local_width, Half)?,
+            heads: device.matrix(max_rows, width, Half)?,
+            projected: device.matrix(max_rows, spec.output_rows(config).len(), Half)?,
+            attended: device.matrix(max_rows, hidden, Half)?,
+            normed: device.matrix(max_rows, hidden, Half)?,
             routing: device.routing(max_rows, config.experts_per_token)?,
-            answers: device.matrix(slots, hidden)?,
+            answers: device.matrix(slots, hidden, Half)?,
         })
     }
 }

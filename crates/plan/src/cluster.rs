@@ -4,7 +4,7 @@
 use crate::{Epoch, Placement, Rank, Shape, StepOutput, StepPlan};
 
 /// The revision of this contract. Workers of another are refused by name.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// What a worker has to offer; the first thing it says.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +28,9 @@ pub struct Offer {
     pub memory_bytes_per_s: u64,
     /// It takes experts, but no attention.
     pub experts_only: bool,
+    /// The version of NCCL, as its number, by which its GPU can exchange with
+    /// others; `None` if it has no GPU or no NCCL.
+    pub nccl: Option<u32>,
 }
 
 /// A worker's place in a world.
@@ -47,6 +50,18 @@ pub struct Assignment {
     pub room: Room,
     /// How ranks exchange rows.
     pub exchange: ExchangeOptions,
+    /// By what; the same for all ranks.
+    pub carrier: Carrier,
+}
+
+/// By what ranks exchange rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Carrier {
+    /// Frames from host to host.
+    #[default]
+    Frames,
+    /// NCCL, from GPU to GPU.
+    Nccl,
 }
 
 /// A rank's room.

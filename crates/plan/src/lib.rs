@@ -14,7 +14,8 @@ mod step;
 mod world;
 
 pub use cluster::{
-    Assignment, ExchangeOptions, FromWorker, Offer, PROTOCOL, Pulse, Room, RowFormat, StepReport, ToWorker,
+    Assignment, Carrier, ExchangeOptions, FromWorker, Offer, PROTOCOL, Pulse, Room, RowFormat, StepReport,
+    ToWorker,
 };
 pub use ids::{BlockId, Rank, SequenceId, TokenId};
 pub use sampling::{Penalties, Sample, SamplingParams, TokenCount, TokenLogprob, TokenMask};

@@ -16,6 +16,10 @@ pub struct StepPlan {
     /// Computed in two halves, one while the other's rows travel. All ranks of a
     /// step do it alike, those without rows, too.
     pub in_halves: bool,
+    /// Rows of each home in the step, in the order of the homes: ranks that
+    /// exchange without asking each other reckon with them. Filled in where the
+    /// plan is cut; empty before.
+    pub home_rows: Vec<u32>,
     /// What to compute, one slice for each scheduled sequence.
     pub slices: Vec<SequenceSlice>,
 }
@@ -25,7 +29,20 @@ impl StepPlan {
     pub fn part_of(&self, shape: Shape, rank: Rank) -> Self {
         let home = shape.home(rank);
         let slices = self.slices.iter().filter(|slice| Some(slice.home) == home);
-        Self { step: self.step, in_halves: self.in_halves, slices: slices.cloned().collect() }
+        Self {
+            step: self.step,
+            in_halves: self.in_halves,
+            home_rows: self.rows_of_homes(shape),
+            slices: slices.cloned().collect(),
+        }
+    }
+
+    fn rows_of_homes(&self, shape: Shape) -> Vec<u32> {
+        let rows_of = |home| {
+            let slices = self.slices.iter().filter(|slice| slice.home == home);
+            slices.map(|slice| slice.tokens.len() as u32).sum()
+        };
+        shape.homes().map(rows_of).collect()
     }
 
     /// Whether ranks that exchange rows are to compute it in halves: where there
@@ -184,7 +201,8 @@ mod tests {
     #[test]
     fn halves_pay_where_one_group_has_rows_enough_and_there_are_others() {
         let long = SequenceSlice { tokens: SliceTokens::Known(vec![1; 6]), ..slice(4, 2) };
-        let plan = StepPlan { step: 9, in_halves: false, slices: vec![slice(1, 2), slice(2, 0), long] };
+        let slices = vec![slice(1, 2), slice(2, 0), long];
+        let plan = StepPlan { step: 9, in_halves: false, home_rows: Vec::new(), slices };
         let pays = |num_ranks, min_rows| {
             let shape = Shape { tensor_parallel_size: 1, data_parallel_size: 1, num_ranks };
             plan.pays_in_halves(shape, min_rows)
@@ -201,12 +219,14 @@ mod tests {
     #[test]
     fn parts_of_a_plan_are_joined_in_the_order_of_its_slices() {
         let shape = Shape { tensor_parallel_size: 2, data_parallel_size: 2, num_ranks: 5 };
-        let plan =
-            StepPlan { step: 9, in_halves: false, slices: vec![slice(1, 2), slice(2, 0), slice(3, 2)] };
+        let slices = vec![slice(1, 2), slice(2, 0), slice(3, 2)];
+        let plan = StepPlan { step: 9, in_halves: false, home_rows: Vec::new(), slices };
         let part = |rank| plan.part_of(shape, Rank(rank)).slices;
         assert_eq!(part(0), [slice(2, 0)]);
         assert_eq!(part(3), [slice(1, 2), slice(3, 2)], "all ranks of a group get its slices");
         assert_eq!(part(4), [], "experts only");
+        let rows = |rank| plan.part_of(shape, Rank(rank)).home_rows;
+        assert!(shape.ranks().all(|rank| rows(rank.0) == [1, 2]), "everybody knows the rows of all homes");
 
         let joined = plan.join([(Rank(0), output(&[2])), (Rank(2), output(&[1, 3]))]);
         assert_eq!(joined, Some(output(&[1, 2, 3])));

@@ -7,6 +7,7 @@
 //! Invariant: plans run in step order, each at most once; a rank that cannot
 //! tell refuses.
 
+mod finish;
 pub mod join;
 mod place;
 mod pulse;

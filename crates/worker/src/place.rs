@@ -5,15 +5,15 @@ use crate::pulse::Watched;
 use crate::rank::RankError;
 use crate::runner::{Reply, Shared, State, Taking};
 use chorale_device::{BatchLimits, Device};
-use chorale_link::{LinkError, Mesh, Place};
+use chorale_link::{JoinError, Joining, LinkError, Member, Place};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::config::ModelConfig;
 use chorale_model::shard::ShardSpec;
-use chorale_model::{GptOss, LoadError, Preparation, Room, Seat, StepError, Weights};
+use chorale_model::{GptOss, LoadError, Preparation, Room, Seat, StepError, Submitted, Weights};
 use chorale_plan::{Assignment, Placement, Rank, StepOutput, StepPlan};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Rows and sequences of a step that no rank will ever have room for: an
@@ -22,7 +22,7 @@ const MAX_STEP: u32 = 1 << 20;
 
 /// A rank among others.
 pub(crate) struct Placed<D: Device> {
-    model: GptOss<D, Mesh<D, Watched>>,
+    model: GptOss<D, Box<dyn Member<D>>>,
     checkpoint: Arc<Checkpoint>,
     /// The group's name in plans; `None` with experts only.
     home: Option<Rank>,
@@ -40,11 +40,19 @@ pub(crate) fn take<D: Device>(
     mut device: D,
     taking: Taking,
     shared: &Arc<Shared>,
+    joining: &mut dyn Joining<D>,
 ) -> State<D> {
     let Taking { place: number, assignment, checkpoint, transport, mut on_progress, reply } = taking;
     let config = checkpoint.config().clone();
     let is_current = || shared.places.load(Ordering::Relaxed) == number;
     let made = make_room(&assignment, &config).and_then(|(place, room, spec)| {
+        // First: the others come at about the same time, and shards take their own.
+        let transport = Box::new(Watched { transport, watch: Arc::clone(&shared.watch) });
+        let joined = joining.join(&mut device, transport, place, assignment.placement);
+        let link = joined.map_err(|JoinError { rank, reason }| match rank {
+            Some(_) => RankError::Lost { reason, blamed: rank },
+            None => RankError::Load { reason },
+        })?;
         let told = weights.load(&mut device, &checkpoint, &spec, &mut |progress| {
             on_progress(progress);
             if is_current() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -53,8 +61,6 @@ pub(crate) fn take<D: Device>(
             LoadError::GivenUp => RankError::Refused { reason: "another place was taken".to_owned() },
             error => unable(error),
         })?;
-        let transport = Watched { transport, watch: Arc::clone(&shared.watch) };
-        let link = Mesh::new(&mut device, transport, place, assignment.placement).map_err(unable)?;
         let seat = Seat::new(&mut device, &config, &spec, &room).map_err(unable)?;
         Ok((link, seat))
     });
@@ -83,12 +89,13 @@ pub(crate) fn take<D: Device>(
 
 /// What an assignment asks of the device, checked: it comes from another process.
 fn make_room(assignment: &Assignment, config: &ModelConfig) -> Result<(Place, Room, ShardSpec), RankError> {
-    let Assignment { epoch, shape, rank, room, exchange, placement, .. } = assignment;
+    let Assignment { epoch, shape, rank, room, exchange, carrier, placement, .. } = assignment;
     let place = Place {
         epoch: *epoch,
         shape: *shape,
         rank: *rank,
         exchange: *exchange,
+        carrier: *carrier,
         num_layers: config.num_layers(),
         num_experts: config.num_experts,
         top_k: config.experts_per_token,
@@ -122,8 +129,8 @@ fn make_room(assignment: &Assignment, config: &ModelConfig) -> Result<(Place, Ro
 }
 
 impl<D: Device> Placed<D> {
-    /// Runs the rank's part of a step.
-    pub(crate) fn step(&mut self, placement: u32, plan: &StepPlan) -> Result<StepOutput, RankError> {
+    /// Begins the rank's part of a step.
+    pub(crate) fn submit(&mut self, placement: u32, plan: &StepPlan) -> Result<Running<D>, RankError> {
         if let Some(step) = self.lost_at {
             let reason = format!("the rank lost step {step} of this epoch and runs no more of it");
             return Err(RankError::Lost { reason, blamed: None });
@@ -134,8 +141,9 @@ impl<D: Device> Placed<D> {
             let reason = format!("sequence {} is at home on rank {}", slice.sequence.0, slice.home.0);
             return Err(RankError::Refused { reason });
         }
+        self.model.link().check_plan(plan).map_err(|reason| RankError::Refused { reason })?;
         self.place_experts(placement)?;
-        let output = self.model.step(plan).map_err(|error| match error {
+        let submitted = self.model.submit(plan).map_err(|error| match error {
             StepError::Plan(error) => RankError::Refused { reason: error.to_string() },
             StepError::Lost(error) => {
                 self.lost_at = Some(plan.step);
@@ -148,7 +156,7 @@ impl<D: Device> Placed<D> {
         })?;
         // All ranks of a group draw the same; the first one tells.
         let tells = self.home == Some(self.model.link().place().rank);
-        Ok(StepOutput { samples: if tells { output.samples } else { Vec::new() }, ..output })
+        Ok(Running { submitted, tells, is_broken: self.model.link().is_broken() })
     }
 
     /// Goes over to the placement that a step names, if it is another.
@@ -231,6 +239,34 @@ impl<D: Device> Placed<D> {
         self.stop_preparing("the rank gave its place up");
         let (device, weights) = self.model.take_apart();
         (weights, device)
+    }
+}
+
+/// A step that was begun.
+pub(crate) struct Running<D: Device> {
+    submitted: Submitted<D::Error>,
+    tells: bool,
+    /// Set before what is still computed may be wrong.
+    is_broken: Arc<AtomicBool>,
+}
+
+impl<D: Device> Running<D> {
+    /// True if nothing is to be waited for.
+    pub(crate) fn is_here(&self) -> bool {
+        self.submitted.is_here()
+    }
+
+    /// Waits for the step's end.
+    pub(crate) fn finish(self) -> Result<StepOutput, RankError> {
+        let output = self
+            .submitted
+            .finish()
+            .map_err(|error| RankError::Lost { reason: error.to_string(), blamed: None })?;
+        if self.is_broken.load(Ordering::Acquire) {
+            let reason = "exchanges with other ranks were given up while it was computed".to_owned();
+            return Err(RankError::Lost { reason, blamed: None });
+        }
+        Ok(StepOutput { samples: if self.tells { output.samples } else { Vec::new() }, ..output })
     }
 }
 

@@ -36,6 +36,13 @@ impl Watch {
         self.step.store(step, Ordering::Relaxed);
     }
 
+    /// A step has ended; a later one may be under way.
+    pub(crate) fn end_of(&self, step: u64) {
+        self.progress();
+        let _ = self.step.compare_exchange(step, NONE, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Nothing is computed any more.
     pub(crate) fn end(&self) {
         self.step.store(NONE, Ordering::Relaxed);
         self.waiting_for.store(NOBODY, Ordering::Relaxed);
@@ -96,5 +103,13 @@ impl Transport for Watched {
 
     fn come_to_exchange(&mut self) {
         self.watch.progress();
+    }
+
+    fn broken(&self) -> Option<Fault> {
+        self.transport.broken()
+    }
+
+    fn at_end(&mut self, then: Box<dyn FnOnce() + Send>) {
+        self.transport.at_end(then);
     }
 }

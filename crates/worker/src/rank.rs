@@ -3,7 +3,7 @@
 use crate::pulse::Watch;
 use crate::runner::{self, Job, Shared, Taking, Ticket};
 use chorale_device::Device;
-use chorale_link::Transport;
+use chorale_link::{Joining, Meshes, Transport};
 use chorale_model::LoadProgress;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_plan::{Assignment, Placement, Pulse, StepOutput, StepPlan, StepReport};
@@ -63,6 +63,11 @@ pub struct Rank {
 impl Rank {
     /// Starts the thread of a rank that has no place yet.
     pub fn start<D: Device + 'static>(device: D) -> std::io::Result<Self> {
+        Self::start_with(device, Box::new(Meshes))
+    }
+
+    /// As [`Self::start`], with another way to join worlds.
+    pub fn start_with<D: Device + 'static>(device: D, joining: Box<dyn Joining<D>>) -> std::io::Result<Self> {
         let (jobs, inbox) = mpsc::sync_channel(MAX_JOBS);
         let shared = Arc::new(Shared {
             watch: Arc::new(Watch::new()),
@@ -73,7 +78,7 @@ impl Rank {
         let on_thread = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("rank".to_owned())
-            .spawn(move || runner::run(device, &on_thread, &inbox))?;
+            .spawn(move || runner::run(device, joining, &on_thread, &inbox))?;
         Ok(Self { jobs, shared })
     }
 

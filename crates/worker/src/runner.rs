@@ -1,10 +1,11 @@
 //! The rank's thread: what it holds between jobs, and what each job does.
 
+use crate::finish::{Ended, Finisher};
 use crate::place::{self, Placed};
 use crate::pulse::Watch;
 use crate::rank::RankError;
 use chorale_device::Device;
-use chorale_link::{Loads, Transport};
+use chorale_link::{Joining, Loads, Transport};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::{LoadProgress, Weights};
 use chorale_plan::{Assignment, Placement, StepOutput, StepPlan, StepReport};
@@ -87,8 +88,14 @@ pub(crate) enum State<D: Device> {
 }
 
 /// Does jobs until nobody can hand in any more.
-pub(crate) fn run<D: Device>(device: D, shared: &Arc<Shared>, inbox: &mpsc::Receiver<Job>) {
+pub(crate) fn run<D: Device + 'static>(
+    device: D,
+    mut joining: Box<dyn Joining<D>>,
+    shared: &Arc<Shared>,
+    inbox: &mpsc::Receiver<Job>,
+) {
     let _ending = Ending(shared);
+    let mut finisher = Finisher::new(Arc::clone(&shared.watch));
     let mut state = State::Idle(Weights::default(), device);
     loop {
         let is_preparing = matches!(&state, State::Placed(placed) if placed.is_preparing());
@@ -105,7 +112,7 @@ pub(crate) fn run<D: Device>(device: D, shared: &Arc<Shared>, inbox: &mpsc::Rece
             },
         };
         if let Some(job) = job {
-            state = run_job(state, job, shared);
+            state = run_job(state, job, shared, (&mut finisher, &mut *joining));
         }
         if let State::Placed(placed) = &mut state {
             placed.prepare_layer();
@@ -113,13 +120,20 @@ pub(crate) fn run<D: Device>(device: D, shared: &Arc<Shared>, inbox: &mpsc::Rece
     }
 }
 
-fn run_job<D: Device>(mut state: State<D>, job: Job, shared: &Arc<Shared>) -> State<D> {
+fn run_job<D: Device + 'static>(
+    mut state: State<D>,
+    job: Job,
+    shared: &Arc<Shared>,
+    (finisher, joining): (&mut Finisher<D>, &mut dyn Joining<D>),
+) -> State<D> {
     match job {
         Job::Take(taking) => {
+            finisher.drain();
             let (weights, device) = vacate(state, shared);
-            place::take(weights, device, *taking, shared)
+            place::take(weights, device, *taking, shared, joining)
         }
         Job::Leave { reply } => {
+            finisher.drain();
             let (weights, device) = vacate(state, shared);
             let _ = reply.send(Ok(()));
             State::Idle(weights, device)
@@ -135,19 +149,23 @@ fn run_job<D: Device>(mut state: State<D>, job: Job, shared: &Arc<Shared>) -> St
         }
         Job::Step { placement, plan, arrived, ticket, reply } => {
             drop(ticket);
-            let answer = match &mut state {
-                State::Placed(placed) => {
-                    shared.watch.begin(plan.step);
-                    let output = placed.step(placement, &plan);
-                    shared.watch.end();
-                    let waited_us = placed.take_waited().as_micros() as u64;
-                    output.map(|output| {
-                        (output, StepReport { total_us: arrived.elapsed().as_micros() as u64, waited_us })
-                    })
-                }
-                State::Idle(..) => Err(no_place()),
+            let State::Placed(placed) = &mut state else {
+                let _ = reply.send(Err(no_place()));
+                return state;
             };
-            let _ = reply.send(answer);
+            shared.watch.begin(plan.step);
+            match placed.submit(placement, &plan) {
+                Ok(running) => {
+                    let waited = placed.take_waited();
+                    finisher.take(running, Ended { step: plan.step, arrived, waited, reply });
+                }
+                Err(error) => {
+                    // Answers come in the order of the steps.
+                    finisher.drain();
+                    shared.watch.end_of(plan.step);
+                    let _ = reply.send(Err(error));
+                }
+            }
             state
         }
     }

@@ -70,10 +70,10 @@ pub(crate) struct ServingArgs {
     /// The date that the model is told: a day, today, or none
     #[arg(long, value_name = "YYYY-MM-DD", help_heading = "Answers")]
     system_date: Option<String>,
-    /// Memory for keys and values, such as 4GiB; half of what is free, at most 8GiB, if not given
+    /// Memory for keys and values, such as 4GiB; if not given, half of what is free, at most 8GiB, or all that a GPU has left
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true, help_heading = "Load")]
     kv_cache_memory: Option<String>,
-    /// Sequences that are computed together
+    /// Sequences that are computed together (32; on GPUs 256)
     #[arg(long, value_name = "SEQUENCES", allow_negative_numbers = true, help_heading = "Load")]
     max_num_seqs: Option<String>,
     /// Requests that may wait; further ones are answered with 429

@@ -16,6 +16,9 @@ pub(crate) struct SharedArgs {
     /// What to log on standard error: error, warn, info, debug, trace, or directives
     #[arg(long, global = true, value_name = "LEVEL", help_heading = "Settings")]
     log_level: Option<String>,
+    /// What computes: auto, cpu, cuda, or some GPUs such as cuda:0 or cuda:0,1
+    #[arg(long, global = true, value_name = "DEVICE", help_heading = "Settings")]
+    device: Option<String>,
     /// CPU threads; all cores if not given
     #[arg(long, global = true, value_name = "N", allow_negative_numbers = true, help_heading = "Settings")]
     threads: Option<String>,
@@ -59,7 +62,7 @@ pub(crate) struct MemoryArgs {
     /// Longest sequence; the model's own limit if not given
     #[arg(long, value_name = "TOKENS", allow_negative_numbers = true)]
     max_model_len: Option<String>,
-    /// Tokens of the largest step: longer prompts are computed in slices
+    /// Tokens of the largest step: longer prompts are computed in slices (2048; on GPUs 4096)
     #[arg(long, value_name = "TOKENS", allow_negative_numbers = true)]
     max_batch_tokens: Option<String>,
     /// Positions of a KV page

@@ -3,6 +3,7 @@
 
 use super::{facts, trust};
 use crate::config::Config;
+use crate::device::{DeviceKind, DeviceMemory};
 use crate::exit::UsageError;
 use crate::serve::banner::Ready;
 use crate::serve::begin::Begin;
@@ -100,8 +101,13 @@ impl Coordinator {
         let _ = following.await;
         let homes = homes?;
         let num_ranks = self.cluster.status().shape.map_or(0, |shape| shape.num_ranks);
-        let begin =
-            Begin { setup: &setup, config: &described.config, homes, max_model_len: self.max_model_len };
+        let begin = Begin {
+            setup: &setup,
+            config: &described.config,
+            homes,
+            max_model_len: self.max_model_len,
+            max_steps_in_flight: 1,
+        };
         // Workers may join for as long as anybody is answered.
         let (port, shutdown) = (self.port, shared.shutdown().clone());
         tokio::spawn(async move {
@@ -126,12 +132,15 @@ async fn follow(mut cluster: watch::Receiver<Arc<ClusterStatus>>, tell: watch::S
 /// What a home is to hold. A context that was not asked for is cut to what a
 /// cache of the default size has room for.
 fn wanted(settings: &Config, described: &Described) -> Wanted {
+    let max_num_seqs = settings.max_num_seqs(DeviceKind::Cpu);
     let mut wanted = Wanted {
         kv_cache_bytes: settings.kv_cache_memory_bytes.unwrap_or(BYTES_MAX_DEFAULT),
         max_model_len: described.max_model_len,
-        max_num_seqs: settings.max_num_seqs,
-        max_batch_tokens: settings.max_batch_tokens.max(settings.max_num_seqs),
+        max_num_seqs,
+        max_batch_tokens: settings.max_batch_tokens(DeviceKind::Cpu).max(max_num_seqs),
         block_size: settings.kv_block_size,
+        // Workers may be CPUs, which keep f32.
+        bytes_per_value: DeviceMemory::Host.bytes_per_value(),
     };
     if settings.max_model_len.is_none() {
         wanted.max_model_len = room::max_model_len_that_fits(&described.config, &wanted);

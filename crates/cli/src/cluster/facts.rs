@@ -2,7 +2,7 @@
 //! budget's own table, so a worker that fits here fits on its device.
 
 use crate::exit::UsageError;
-use crate::serve::room::{BYTES_MAX_DEFAULT, BYTES_PER_VALUE, Wanted};
+use crate::serve::room::{BYTES_MAX_DEFAULT, Wanted};
 use anyhow::Context;
 use chorale_coordinator::cluster::{ModelFacts, RoomRule, SplitFacts};
 use chorale_model::budget::{Budget, BudgetOptions, KvDtype, World};
@@ -23,8 +23,8 @@ pub(super) fn model(config: &ModelConfig, wanted: &Wanted) -> anyhow::Result<Mod
         all_experts_bytes = budget.weight_bytes.by_part.experts;
         splits.push(SplitFacts {
             dense_bytes: weights.total - weights.by_part.experts + rank.workspace_bytes,
-            full_page_bytes: page_bytes(config, rank.kv_heads.len(), wanted.block_size, Option::is_none),
-            sliding_page_bytes: page_bytes(config, rank.kv_heads.len(), wanted.block_size, Option::is_some),
+            full_page_bytes: page_bytes(config, rank.kv_heads.len(), wanted, Option::is_none),
+            sliding_page_bytes: page_bytes(config, rank.kv_heads.len(), wanted, Option::is_some),
         });
     }
     let num_experts = config.num_layers() as u64 * config.num_experts as u64;
@@ -55,11 +55,11 @@ fn options(tensor_parallel_size: usize, wanted: &Wanted) -> BudgetOptions {
 fn page_bytes(
     config: &ModelConfig,
     num_kv_heads: usize,
-    block_size: usize,
+    wanted: &Wanted,
     is_kind: impl Fn(&Option<u32>) -> bool,
 ) -> u64 {
     let num_layers = config.windows.iter().filter(|window| is_kind(window)).count();
-    (2 * num_kv_heads * config.head_dim * block_size * num_layers) as u64 * BYTES_PER_VALUE
+    (2 * num_kv_heads * config.head_dim * wanted.block_size * num_layers) as u64 * wanted.bytes_per_value
 }
 
 /// How many pages a rank gets.

@@ -3,7 +3,7 @@
 pub(crate) mod certs;
 mod coordinator;
 mod facts;
-mod probe;
+pub(crate) mod probe;
 mod trust;
 pub(crate) mod view;
 pub(crate) mod worker;

@@ -10,7 +10,7 @@ const BYTES_EACH: usize = 32 << 20;
 const NUM_RUNS: usize = 3;
 
 /// Bytes a second that so many threads read together.
-pub(super) fn memory_bytes_per_s(num_threads: usize) -> u64 {
+pub(crate) fn memory_bytes_per_s(num_threads: usize) -> u64 {
     let buffers: Vec<Vec<u64>> = (0..num_threads).map(|index| vec![index as u64; BYTES_EACH / 8]).collect();
     let best = (0..NUM_RUNS).map(|_| read(&buffers)).min().unwrap_or(Duration::MAX);
     ((num_threads * BYTES_EACH) as f64 / best.as_secs_f64().max(1e-9)) as u64

@@ -1,18 +1,18 @@
 //! `chorale worker`: a rank for a coordinator.
 
-use super::{probe, trust};
+use super::trust;
 use crate::config::Config;
+use crate::device::Devices;
+use crate::engine;
 use crate::exit::UsageError;
-use crate::serve::room::available_bytes;
 use crate::serve::signals;
 use crate::setup::Setup;
 use anyhow::Context;
-use chorale_device::Cpu;
+use chorale_device::Device;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_worker::Rank;
 use chorale_worker::join::{Left, Patience, Worker, WorkerConfig};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -41,23 +41,31 @@ pub(crate) fn run(setup: &Setup) -> anyhow::Result<()> {
     let tls = trust::tls(settings)?;
     let listen = listen(settings, &coordinator)?;
     let checkpoint = Checkpoint::open(&setup.model_directory()?)?;
-    let device = Cpu::new(settings.threads.and_then(NonZeroUsize::new))?;
-    let num_threads = device.num_threads();
+    let devices = Devices::open(&setup.device_options(), 1)?;
+    engine::refuse_kv_dtype(settings, &devices)?;
+    let memory = devices.memory()?;
     let config = WorkerConfig {
         coordinator,
         listen,
         advertise: settings.advertise.clone(),
         tls,
-        device: format!("cpu, {num_threads} threads"),
-        memory_bytes: settings.device_memory_bytes.or_else(available_bytes).unwrap_or(MEMORY_BYTES_DEFAULT),
+        device: devices.describe(),
+        memory_bytes: settings
+            .device_memory_bytes
+            .or_else(|| memory.available_bytes())
+            .unwrap_or(MEMORY_BYTES_DEFAULT),
         memory_bytes_per_s: settings
             .memory_bandwidth_bytes_per_s
-            .map_or_else(|| probe::memory_bytes_per_s(num_threads), |rate| rate as u64),
+            .map_or_else(|| devices.memory_bytes_per_s(), |rate| rate as u64),
         experts_only: settings.experts_only,
+        nccl: None,
         max_frame_bytes: MAX_FRAME_BYTES,
         patience: Patience::default(),
     };
-    let rank = Rank::start(device)?;
+    let rank = match devices {
+        Devices::Cpu(cpus) => start(cpus)?,
+        Devices::Cuda(gpus) => start(gpus)?,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(ASYNC_THREADS)
         .thread_name("worker")
@@ -66,6 +74,11 @@ pub(crate) fn run(setup: &Setup) -> anyhow::Result<()> {
     let left = runtime.block_on(work(config, rank, Arc::new(checkpoint)));
     runtime.shutdown_timeout(LAST_TASKS_TIMEOUT);
     left
+}
+
+/// The rank of the one device.
+fn start<D: Device + 'static>(devices: Vec<D>) -> anyhow::Result<Rank> {
+    Ok(Rank::start(devices.into_iter().next().context("one device was opened")?)?)
 }
 
 async fn work(config: WorkerConfig, rank: Rank, checkpoint: Arc<Checkpoint>) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ mod prompt;
 mod report;
 
 use crate::args::GenerateArgs;
+use crate::device::DeviceKind;
 use crate::engine::{self, Engine};
 use crate::exit::UsageError;
 use crate::setup::Setup;
@@ -29,7 +30,7 @@ pub(crate) fn run(args: &GenerateArgs, setup: &Setup) -> anyhow::Result<()> {
     let prompt = prompt::tokens(&text, args, setup, &config)?;
     let sampling = sampling(args, setup, &config)?;
     let max_tokens = max_tokens(prompt.len(), setup, &config)?;
-    let max_slice_tokens = setup.config.max_batch_tokens.min(prompt.len());
+    let max_slice_tokens = setup.config.max_batch_tokens(DeviceKind::Cpu).min(prompt.len());
     let limits = OfflineLimits {
         num_sequences: 1,
         max_tokens: prompt.len() + max_tokens,

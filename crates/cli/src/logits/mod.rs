@@ -6,6 +6,7 @@ mod file;
 mod prompts;
 
 use crate::args::LogitsArgs;
+use crate::device::DeviceKind;
 use crate::engine::{self, Engine};
 use crate::setup::Setup;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
@@ -25,7 +26,7 @@ pub(crate) fn run(args: &LogitsArgs, setup: &Setup) -> anyhow::Result<()> {
     let num_generated = args.generate.unwrap_or(0) as usize;
     let context = engine::max_model_len(setup, &config)?;
     let longest = prompts.check(&args.tokens, num_generated, context, &config)?;
-    let slice_default = SLICE_TOKENS_DEFAULT.min(setup.config.max_batch_tokens);
+    let slice_default = SLICE_TOKENS_DEFAULT.min(setup.config.max_batch_tokens(DeviceKind::Cpu));
     let max_slice_tokens = args.slice.map_or(slice_default, |slice| slice as usize).min(longest);
     let limits = OfflineLimits {
         num_sequences: 1,
@@ -63,9 +64,9 @@ fn compute(
     while sequence.num_pending() > 0 {
         let slice = sequence.take_slice(engine.limits.max_slice_tokens, &greedy);
         let wanted = entry.num_positions.saturating_sub(sequence.num_pending()).min(slice.tokens.len());
-        let logits = engine.model.logits(&[slice], wanted, &mut ())?;
+        let logits = engine.logits(&[slice], wanted)?;
         file.logits(&logits)?;
-        if let Some(row) = logits.chunks_exact(engine.model.config().vocab_size).next_back() {
+        if let Some(row) = logits.chunks_exact(engine.config().vocab_size).next_back() {
             next = argmax(row);
         }
     }

@@ -29,6 +29,8 @@ pub(crate) struct Begin<'a> {
     pub(crate) config: &'a ModelConfig,
     pub(crate) homes: Vec<HomeConfig>,
     pub(crate) max_model_len: usize,
+    /// Steps that the ranks take at a time.
+    pub(crate) max_steps_in_flight: u32,
 }
 
 impl Begin<'_> {
@@ -85,7 +87,7 @@ impl Begin<'_> {
             block_size_tokens: settings.kv_block_size as u32,
             window_tokens: self.config.window(),
             max_context_tokens: self.max_model_len as u32,
-            max_steps_in_flight: 1,
+            max_steps_in_flight: self.max_steps_in_flight,
             max_waiting_requests: settings.max_waiting_requests as u32,
             max_waiting_tokens: MAX_WAITING_CONTEXTS * self.max_model_len as u64,
             max_waiting_ms: settings.max_waiting_time.map(|seconds| seconds * 1000),

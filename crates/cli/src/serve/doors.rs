@@ -4,6 +4,7 @@
 use super::load::Described;
 use super::refuse;
 use crate::config::Config;
+use crate::device::DeviceKind;
 use crate::setup::Setup;
 use anyhow::Context;
 use chorale_api::openai::{Limits, SystemDate};
@@ -53,7 +54,7 @@ pub(super) fn shared(
         max_model_len: described.max_model_len as u32,
         keyring: keyring(setup)?,
         max_active_requests: settings.max_waiting_requests
-            + settings.max_num_seqs * settings.data_parallel_size,
+            + settings.max_num_seqs(DeviceKind::Gpu) * settings.data_parallel_size,
         cluster,
     })
 }

@@ -5,6 +5,8 @@ use super::begin::Begin;
 use super::draining;
 use super::local::{self, LocalRanks, OnLoad};
 use super::room::{self, Wanted};
+use crate::config::Config;
+use crate::device::{DeviceKind, DeviceMemory, Devices};
 use crate::engine;
 use crate::exit::UsageError;
 use crate::setup::Setup;
@@ -12,7 +14,7 @@ use anyhow::Context;
 use chorale_api::{EngineStatus, LoadStatus, Shared};
 use chorale_coordinator::HomeConfig;
 use chorale_coordinator::cluster::ClusterConfigError;
-use chorale_device::Cpu;
+use chorale_model::budget::{Budget, BudgetOptions, KvDtype, World};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::config::ModelConfig;
 use chorale_model::{LoadProgress, Room};
@@ -63,21 +65,27 @@ pub(super) fn start(
         let loading = async {
             let plan = plan.await.context("the loading thread ended")??;
             let on_load = on_load(&setup, &plan, &tell);
-            let Plan { shape, devices, checkpoint, room, .. } = plan;
+            let Plan { shape, devices, checkpoint, room, max_model_len } = plan;
+            let (device, max_steps_in_flight) = (devices.describe(), devices.steps_in_flight());
             let room_and_exchange = (wire_room(&room), setup.config.exchange(local::EXCHANGE_TIMEOUT));
             let ranks =
                 LocalRanks::start(shape, devices, Arc::clone(&checkpoint), room_and_exchange, on_load);
-            anyhow::Ok((ranks.await?, shape, checkpoint, room, plan.max_model_len, plan.threads))
+            anyhow::Ok((
+                ranks.await?,
+                (shape, checkpoint, room, max_model_len),
+                (device, max_steps_in_flight),
+            ))
         };
         let outcome = tokio::select! {
             outcome = loading => outcome,
             // Nobody waits for a model any more; the threads end with the process.
             () = draining(shared.shutdown()) => anyhow::bail!("stopped before the model was loaded"),
         };
-        let (ranks, shape, checkpoint, room, max_model_len, threads) = outcome.map_err(|error| {
+        let (ranks, planned, (device, max_steps_in_flight)) = outcome.map_err(|error| {
             tell.send_replace(EngineStatus::Failed { reason: format!("{error:#}") });
             error.context("cannot load the model")
         })?;
+        let (shape, checkpoint, room, max_model_len) = planned;
         let home = |rank| HomeConfig {
             rank,
             num_full_blocks: room.num_full_blocks as u32,
@@ -86,20 +94,20 @@ pub(super) fn start(
             max_step_slices: room.limits.max_slices as u32,
         };
         let homes = shape.homes().map(home).collect();
-        let begin = Begin { setup: &setup, config: checkpoint.config(), homes, max_model_len };
-        begin.run(ranks, format!("{threads} CPU threads"), &shared, &tell)
+        let config = checkpoint.config();
+        let begin = Begin { setup: &setup, config, homes, max_model_len, max_steps_in_flight };
+        begin.run(ranks, device, &shared, &tell)
     })
 }
 
 /// What the loading thread decided.
 struct Plan {
     shape: Shape,
-    devices: Vec<Cpu>,
+    devices: Devices,
     checkpoint: Arc<Checkpoint>,
     /// Of each home.
     room: Room,
     max_model_len: usize,
-    threads: usize,
 }
 
 fn open(setup: &Setup, described: &Described) -> anyhow::Result<Plan> {
@@ -109,14 +117,15 @@ fn open(setup: &Setup, described: &Described) -> anyhow::Result<Plan> {
     let checkpoint = Checkpoint::open(&setup.model_directory()?)?;
     let config = checkpoint.config();
     let shape = local::shape(settings.tensor_parallel_size, settings.data_parallel_size);
-    let mut weight_bytes = 0;
+    let mut shard_bytes = Vec::new();
     for shard in local::shards(shape, config) {
-        weight_bytes += checkpoint.shard_size(&shard)?.num_bytes;
+        shard_bytes.push(checkpoint.shard_size(&shard)?.num_bytes);
     }
-    let (room, max_model_len) = plan_room(setup, described, config, weight_bytes)?;
-    let devices = local::devices(shape, settings.threads)?;
-    let threads = devices.iter().map(Cpu::num_threads).sum();
-    Ok(Plan { shape, devices, checkpoint: Arc::new(checkpoint), room, max_model_len, threads })
+    let devices = Devices::open(&setup.device_options(), shape.num_ranks as usize)?;
+    engine::refuse_kv_dtype(settings, &devices)?;
+    let memory = devices.memory()?;
+    let (room, max_model_len) = plan_room(setup, described, config, (&shard_bytes, memory))?;
+    Ok(Plan { shape, devices, checkpoint: Arc::new(checkpoint), room, max_model_len })
 }
 
 /// Shows what all ranks have loaded, on the terminal and at the doors.
@@ -144,6 +153,22 @@ fn on_load(setup: &Setup, plan: &Plan, tell: &watch::Sender<EngineStatus>) -> On
     }))
 }
 
+fn budget_options(settings: &Config, described: &Described) -> BudgetOptions {
+    BudgetOptions {
+        world: World {
+            tensor_parallel_size: settings.tensor_parallel_size,
+            data_parallel_size: settings.data_parallel_size,
+        },
+        kv_dtype: KvDtype::Bf16,
+        kv_block_size: settings.kv_block_size,
+        max_model_len: Some(described.max_model_len),
+        max_batch_tokens: settings.max_batch_tokens(DeviceKind::Gpu),
+        device_memory_bytes: None,
+        memory_bandwidth_bytes_per_s: None,
+        context_tokens: 0,
+    }
+}
+
 /// The room as assignments have it.
 fn wire_room(room: &Room) -> chorale_plan::Room {
     chorale_plan::Room {
@@ -161,19 +186,29 @@ fn plan_room(
     setup: &Setup,
     described: &Described,
     config: &ModelConfig,
-    weight_bytes: u64,
+    (shard_bytes, memory): (&[u64], DeviceMemory),
 ) -> Result<(Room, usize), UsageError> {
     let settings = &setup.config;
-    let default = || room::kv_cache_bytes_default(weight_bytes);
+    let kv_cache_bytes = match memory {
+        DeviceMemory::Host => settings
+            .kv_cache_memory_bytes
+            .unwrap_or_else(|| room::kv_cache_bytes_default(shard_bytes.iter().sum())),
+        DeviceMemory::Gpu { free_bytes } => {
+            let budget = Budget::new(config, &budget_options(settings, described))
+                .map_err(|error| UsageError(error.to_string()))?;
+            room::gpu_kv_cache_bytes(settings, &budget, free_bytes)?
+        }
+    };
     // Homes divide memory and sequences; inside a home, ranks divide each page by heads.
     let num_homes = settings.data_parallel_size;
-    let max_num_seqs = settings.max_num_seqs.div_ceil(num_homes);
+    let max_num_seqs = settings.max_num_seqs(memory.kind()).div_ceil(num_homes);
     let mut wanted = Wanted {
-        kv_cache_bytes: settings.kv_cache_memory_bytes.unwrap_or_else(default) / num_homes as u64,
+        kv_cache_bytes: kv_cache_bytes / num_homes as u64,
         max_model_len: described.max_model_len,
         max_num_seqs,
-        max_batch_tokens: settings.max_batch_tokens.div_ceil(num_homes).max(max_num_seqs),
+        max_batch_tokens: settings.max_batch_tokens(memory.kind()).div_ceil(num_homes).max(max_num_seqs),
         block_size: settings.kv_block_size,
+        bytes_per_value: memory.bytes_per_value(),
     };
     if settings.max_model_len.is_none() {
         wanted.max_model_len = room::max_model_len_that_fits(config, &wanted);

@@ -1,18 +1,18 @@
 //! The ranks of this process: threads that share its memory and divide its
 //! processors, behind the engine's own interface.
 
-use chorale_coordinator::{Executor, StepError};
-use chorale_device::Cpu;
+use crate::device::Devices;
+use chorale_coordinator::{Answer, Executor, StepError};
+use chorale_device::Device;
 use chorale_link::local;
 use chorale_model::LoadProgress;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::config::ModelConfig;
 use chorale_model::shard::{ShardSpec, split};
 use chorale_plan::{
-    Assignment, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, Shape, StepOutput, StepPlan,
+    Assignment, Carrier, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, Shape, StepPlan,
 };
 use chorale_worker::{Rank, RankError};
-use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -53,22 +53,11 @@ pub(super) fn shards(shape: Shape, config: &ModelConfig) -> Vec<ShardSpec> {
     shape.ranks().map(|rank| ShardSpec::of(shape, rank, &placement)).collect()
 }
 
-/// One device for each rank: the threads are dealt out evenly.
-pub(super) fn devices(shape: Shape, num_threads: Option<usize>) -> anyhow::Result<Vec<Cpu>> {
-    let available = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let num_threads = num_threads.unwrap_or_else(available);
-    let num_ranks = shape.num_ranks as usize;
-    let threads = (0..num_ranks).map(|rank| split(num_threads, num_ranks, rank).len());
-    threads
-        .map(|threads| Ok(Cpu::new(Some(NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN)))?))
-        .collect()
-}
-
 impl LocalRanks {
     /// Starts the ranks; each loads its shard.
     pub(super) async fn start(
         shape: Shape,
-        devices: Vec<Cpu>,
+        devices: Devices,
         checkpoint: Arc<Checkpoint>,
         (room, exchange): (Room, ExchangeOptions),
         on_load: OnLoad,
@@ -83,10 +72,12 @@ impl LocalRanks {
             progress.push(LoadProgress { total_bytes, total_tensors, ..LoadProgress::default() });
         }
         let progress = Arc::new(Mutex::new(progress));
-        let mut ranks = Vec::new();
+        let ranks = match devices {
+            Devices::Cpu(cpus) => start_ranks(cpus)?,
+            Devices::Cuda(gpus) => start_ranks(gpus)?,
+        };
         let mut taken = Vec::new();
-        for ((id, device), transport) in shape.ranks().zip(devices).zip(transports) {
-            let rank = Rank::start(device).map_err(|error| load_error(&error))?;
+        for ((id, rank), transport) in shape.ranks().zip(&ranks).zip(transports) {
             let assignment = Assignment {
                 epoch: Epoch(1),
                 shape,
@@ -95,17 +86,22 @@ impl LocalRanks {
                 placement: placement.clone(),
                 room,
                 exchange,
+                carrier: Carrier::Frames,
             };
             let (progress, on_load) = (Arc::clone(&progress), Arc::clone(&on_load));
             let on_progress = Box::new(move |report| tell(&progress, id, report, &on_load));
             taken.push(rank.take(assignment, Arc::clone(&checkpoint), Box::new(transport), on_progress));
-            ranks.push(rank);
         }
         for taken in taken {
             taken.await?;
         }
         Ok(Self { shape, overlap_min_rows: exchange.overlap_min_rows, ranks })
     }
+}
+
+/// A thread for each device.
+fn start_ranks<D: Device + 'static>(devices: Vec<D>) -> Result<Vec<Rank>, RankError> {
+    devices.into_iter().map(|device| Rank::start(device).map_err(|error| load_error(&error))).collect()
 }
 
 /// Sums what all ranks have loaded.
@@ -128,29 +124,32 @@ fn load_error(error: &dyn std::error::Error) -> RankError {
 }
 
 impl Executor for LocalRanks {
-    async fn step(&mut self, plan: Arc<StepPlan>) -> Result<StepOutput, StepError> {
+    fn step(&mut self, plan: Arc<StepPlan>) -> Answer {
         let ids = self.shape.ranks();
         // All have their parts before the first one is waited for.
         let in_halves = plan.pays_in_halves(self.shape, self.overlap_min_rows);
         let part = |id| StepPlan { in_halves, ..plan.part_of(self.shape, id) };
         let running: Vec<_> = self.ranks.iter().zip(ids).map(|(rank, id)| rank.step(0, part(id))).collect();
-        let mut outputs = Vec::new();
-        let mut failed: Option<RankError> = None;
-        for (step, id) in running.into_iter().zip(self.shape.ranks()) {
-            match step.await {
-                Ok((output, _)) => outputs.push((id, output)),
-                // Who blames another rank only saw it fail.
-                Err(error) if !failed.as_ref().is_some_and(is_cause) => failed = Some(error),
-                Err(_) => {}
+        let shape = self.shape;
+        Box::pin(async move {
+            let mut outputs = Vec::new();
+            let mut failed: Option<RankError> = None;
+            for (step, id) in running.into_iter().zip(shape.ranks()) {
+                match step.await {
+                    Ok((output, _)) => outputs.push((id, output)),
+                    // Who blames another rank only saw it fail.
+                    Err(error) if !failed.as_ref().is_some_and(is_cause) => failed = Some(error),
+                    Err(_) => {}
+                }
             }
-        }
-        if let Some(error) = failed {
-            return Err(StepError::Ended { reason: error.to_string() });
-        }
-        let homes: Vec<RankId> = self.shape.homes().collect();
-        let outputs = outputs.into_iter().filter(|(id, _)| homes.contains(id));
-        plan.join(outputs).ok_or_else(|| StepError::Ended {
-            reason: "the ranks sampled something else than the plan asked for".to_owned(),
+            if let Some(error) = failed {
+                return Err(StepError::Ended { reason: error.to_string() });
+            }
+            let homes: Vec<RankId> = shape.homes().collect();
+            let outputs = outputs.into_iter().filter(|(id, _)| homes.contains(id));
+            plan.join(outputs).ok_or_else(|| StepError::Ended {
+                reason: "the ranks sampled something else than the plan asked for".to_owned(),
+            })
         })
     }
 }
@@ -164,13 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn threads_and_experts_are_dealt_out_evenly() {
-        let shape = shape(2, 2);
-        let threads = |total| -> Vec<usize> {
-            devices(shape, Some(total)).unwrap().iter().map(Cpu::num_threads).collect()
-        };
-        assert_eq!(threads(6), [2, 2, 1, 1]);
-        assert_eq!(threads(1), [1; 4]);
+    fn experts_are_dealt_out_evenly() {
         let experts: Vec<u32> = (0..4).map(|rank| split(10, 4, rank).len() as u32).collect();
         assert_eq!(experts, [3, 3, 2, 2]);
     }

@@ -47,7 +47,6 @@ pub(crate) fn run(setup: &Setup, ranks: Ranks) -> anyhow::Result<()> {
 }
 
 async fn serve(setup: &Setup, ranks: Ranks) -> anyhow::Result<()> {
-    crate::engine::refuse_kv_dtype(&setup.config)?;
     let num_ranks = (setup.config.tensor_parallel_size * setup.config.data_parallel_size) as u32;
     let (tell, status) = watch::channel(EngineStatus::Loading(LoadStatus::new(num_ranks)));
     let described = load::describe(setup)?;

@@ -1,13 +1,13 @@
 //! How much memory the KV cache takes, and what fits into it. Pure arithmetic;
 //! what the machine has is asked for once, by [`available_bytes`].
 
+use crate::config::Config;
+use crate::device::DeviceKind;
 use crate::exit::UsageError;
 use chorale_device::BatchLimits;
 use chorale_model::Room;
+use chorale_model::budget::{Budget, RankBudget};
 use chorale_model::config::ModelConfig;
-
-/// Keys and values on the CPU are f32.
-pub(crate) const BYTES_PER_VALUE: u64 = 4;
 
 /// Without a setting, the share of the memory that is left beside the weights.
 const SHARE_OF_AVAILABLE: f64 = 0.5;
@@ -26,6 +26,8 @@ pub(crate) struct Wanted {
     pub(crate) max_num_seqs: usize,
     pub(crate) max_batch_tokens: usize,
     pub(crate) block_size: usize,
+    /// Of a cached key or value.
+    pub(crate) bytes_per_value: u64,
 }
 
 /// Pages of both pools for what is wanted. Sliding layers hold a window for
@@ -35,7 +37,8 @@ pub(super) fn room(config: &ModelConfig, wanted: &Wanted) -> Result<Room, UsageE
     let Wanted { max_num_seqs, block_size, .. } = *wanted;
     let num_sliding_layers = config.windows.iter().flatten().count() as u64;
     let num_full_layers = config.windows.len() as u64 - num_sliding_layers;
-    let page_bytes = 2 * (config.num_key_value_heads * config.head_dim * block_size) as u64 * BYTES_PER_VALUE;
+    let page_bytes =
+        2 * (config.num_key_value_heads * config.head_dim * block_size) as u64 * wanted.bytes_per_value;
 
     let (pages_max, num_sliding) = (wanted.num_pages_max(), wanted.num_sliding_pages(config));
     let sliding_bytes = num_sliding * num_sliding_layers * page_bytes;
@@ -90,6 +93,46 @@ pub(super) fn kv_cache_bytes_default(weight_bytes: u64) -> u64 {
     let Some(available) = available_bytes() else { return BYTES_DEFAULT };
     let free = available.saturating_sub(weight_bytes) as f64;
     ((free * SHARE_OF_AVAILABLE) as u64).min(BYTES_MAX_DEFAULT)
+}
+
+/// The cache of a world of GPUs, all ranks together: what weights and steps leave of
+/// the least memory, or what the user asked for.
+pub(super) fn gpu_kv_cache_bytes(
+    settings: &Config,
+    budget: &Budget,
+    free_bytes: u64,
+) -> Result<u64, UsageError> {
+    let needs = |rank: &RankBudget| rank.weight_bytes.total + rank.workspace_bytes;
+    let Some(rank) = budget.ranks.iter().max_by_key(|rank| needs(rank)) else { return Ok(0) };
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    let plan = || {
+        format!(
+            "{:.1} GiB of weights and {:.1} GiB for steps of {} tokens, where {:.1} GiB are free",
+            gib(rank.weight_bytes.total),
+            gib(rank.workspace_bytes),
+            settings.max_batch_tokens(DeviceKind::Gpu),
+            gib(free_bytes),
+        )
+    };
+    let Some(left) = free_bytes.checked_sub(needs(rank)) else {
+        return Err(UsageError(format!(
+            "the model does not fit its GPU: {}; take more ranks with --tensor-parallel-size or \
+             --data-parallel-size, or lower --max-batch-tokens",
+            plan()
+        )));
+    };
+    let num_ranks = budget.ranks.len() as u64;
+    match settings.kv_cache_memory_bytes {
+        Some(asked) if asked / num_ranks > left => Err(UsageError(format!(
+            "--kv-cache-memory is {:.1} GiB, {:.1} GiB on each GPU: {:.1} GiB are left beside {}",
+            gib(asked),
+            gib(asked / num_ranks),
+            gib(left),
+            plan()
+        ))),
+        Some(asked) => Ok(asked),
+        None => Ok(left.saturating_mul(num_ranks)),
+    }
 }
 
 /// Memory that can be had without swapping, where the kernel tells.

@@ -107,7 +107,12 @@ mod tests {
             sliding_blocks: BlockTable::default(),
             sample: is_sampled.then(SamplingParams::greedy),
         };
-        StepPlan { step: 7, in_halves: false, slices: slices.iter().map(slice).collect() }
+        StepPlan {
+            step: 7,
+            in_halves: false,
+            home_rows: Vec::new(),
+            slices: slices.iter().map(slice).collect(),
+        }
     }
 
     fn output(samples: &[(u64, u32)]) -> StepOutput {

@@ -9,6 +9,7 @@
 //! What is said for another epoch than the present one is ignored.
 
 mod blame;
+mod carrier;
 mod config;
 mod draft;
 #[cfg(test)]

@@ -66,6 +66,18 @@ impl Transport for GrpcTransport {
         let lane = &self.peer(from)?.incoming;
         self.wait(from, lane, Lane::pop_blocking)
     }
+
+    fn broken(&self) -> Option<Fault> {
+        let fault = |(_, peer): (Rank, &Peer)| peer.incoming.fault().or_else(|| peer.outgoing.fault());
+        match self.world.ended.is_cancelled() {
+            true => Some(Fault::Over),
+            false => self.world.others().find_map(fault),
+        }
+    }
+
+    fn at_end(&mut self, then: Box<dyn FnOnce() + Send>) {
+        self.world.endings.add(then);
+    }
 }
 
 impl Drop for GrpcTransport {

@@ -2,6 +2,7 @@
 //! lanes for each other rank, and how far each pair has come.
 
 use super::lane::Lane;
+use crate::endings::Endings;
 use crate::transport::Fault;
 use chorale_plan::{Epoch, Rank};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,6 +48,7 @@ pub(super) struct World {
     /// The rank is gone or the epoch is over: no new frame will come or go.
     pub(super) ended: CancellationToken,
     dialling: Mutex<JoinSet<()>>,
+    pub(super) endings: Endings,
 }
 
 /// Another rank.
@@ -74,7 +76,8 @@ impl World {
     pub(super) fn new(membership: Membership) -> Self {
         let peers = membership.addresses.iter().map(|_| Peer::default()).collect();
         let ended = CancellationToken::new();
-        Self { membership, peers, changed: watch::Sender::new(()), ended, dialling: Mutex::default() }
+        let changed = watch::Sender::new(());
+        Self { membership, peers, changed, ended, dialling: Mutex::default(), endings: Endings::default() }
     }
 
     /// Another rank of this world.
@@ -123,6 +126,7 @@ impl World {
         self.ended.cancel();
         lock(&self.dialling).abort_all();
         self.changed.send_replace(());
+        self.endings.end();
     }
 
     /// The rank is gone; what it has sent may still arrive.
@@ -133,6 +137,7 @@ impl World {
         }
         self.ended.cancel();
         self.changed.send_replace(());
+        self.endings.forget();
     }
 
     /// Whether all pairs are connected; an error if one will never be.

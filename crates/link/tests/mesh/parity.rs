@@ -4,7 +4,7 @@
 use crate::world::{
     EXACT, HIDDEN, MAX_ROWS, Model, NUM_EXPERTS, Random, TOP_K, alone, cpu, mesh, place, run, transports,
 };
-use chorale_device::Device;
+use chorale_device::{Device, Precision};
 use chorale_link::{Half, Link};
 use chorale_plan::{ExchangeOptions, Placement, Rank, RowFormat, Shape};
 
@@ -139,8 +139,8 @@ fn columns_are_joined_in_rank_order_whatever_their_widths() {
                     let own = first..first + cols[member];
                     let values: Vec<f32> =
                         (0..num_rows).flat_map(|row| own.clone().map(move |col| value(row, col))).collect();
-                    let mut part = device.matrix(4, cols[member]).unwrap();
-                    let mut whole = device.matrix(4, 6).unwrap();
+                    let mut part = device.matrix(4, cols[member], Precision::Half).unwrap();
+                    let mut whole = device.matrix(4, 6, Precision::Half).unwrap();
                     device.write(&values, &mut part).unwrap();
                     link.begin(0);
                     link.begin_gather(device, Half::First, &cols, &part).unwrap();
@@ -187,14 +187,14 @@ fn halves_do_not_mix() {
                 link.begin(0);
                 let mut parts = Vec::new();
                 for half in Half::BOTH {
-                    let mut part = device.matrix(1, 1).unwrap();
+                    let mut part = device.matrix(1, 1, Precision::Half).unwrap();
                     device.write(&[(10 * rank.0 + half as u32) as f32], &mut part).unwrap();
                     link.begin_gather(device, half, &[1, 1], &part).unwrap();
                     parts.push(part);
                 }
                 // Each goes on as it likes, all ranks alike.
                 for half in [Half::First, Half::Second] {
-                    let mut whole = device.matrix(1, 2).unwrap();
+                    let mut whole = device.matrix(1, 2, Precision::Half).unwrap();
                     link.end_gather(device, half, &[1, 1], &mut parts[half as usize], &mut whole).unwrap();
                     let first = half as u32 as f32;
                     assert_eq!(device.read(&whole).unwrap(), [first, 10.0 + first], "{half:?}");
@@ -215,7 +215,10 @@ fn a_frame_of_the_other_half_is_astray() {
                 let device = &mut cpu();
                 let mut link = mesh(device, transport, place(shape, rank, EXACT, 1), placement);
                 link.begin(0);
-                let (mut part, mut whole) = (device.matrix(1, 1).unwrap(), device.matrix(1, 2).unwrap());
+                let (mut part, mut whole) = (
+                    device.matrix(1, 1, Precision::Half).unwrap(),
+                    device.matrix(1, 2, Precision::Half).unwrap(),
+                );
                 device.write(&[1.0], &mut part).unwrap();
                 let half = Half::BOTH[rank.0 as usize];
                 link.begin_gather(device, half, &[1, 1], &part).unwrap();

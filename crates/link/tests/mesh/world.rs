@@ -1,8 +1,10 @@
 //! Random layers of experts, and worlds that exchange rows with them.
 
-use chorale_device::{Cpu, CpuError, DensePart, DenseSource, Device, ExpertsSource, Mxfp4Part, Mxfp4Source};
+use chorale_device::{
+    Cpu, CpuError, DensePart, DenseSource, Device, ExpertsSource, Mxfp4Part, Mxfp4Source, Precision,
+};
 use chorale_link::{Half, Home, Link, LinkError, LocalTransport, Mesh, Place, Solo, Transport, local};
-use chorale_plan::{Epoch, ExchangeOptions, Placement, Rank, RowFormat, Shape};
+use chorale_plan::{Carrier, Epoch, ExchangeOptions, Placement, Rank, RowFormat, Shape};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -121,10 +123,12 @@ pub(crate) fn step<L: Link<Cpu>>(
     rows: &[f32],
 ) -> Result<Homed, LinkError<CpuError>> {
     let mut homed = Homed { answers: Vec::new(), weights: Vec::new() };
-    let mut normed = device.matrix(MAX_ROWS, HIDDEN)?;
+    let mut normed = device.matrix(MAX_ROWS, HIDDEN, Precision::Half)?;
     let mut routing = device.routing(MAX_ROWS, TOP_K)?;
-    let (mut outputs, mut home) =
-        (device.matrix(8 * MAX_ROWS * TOP_K, HIDDEN)?, device.matrix(8 * MAX_ROWS * TOP_K, HIDDEN)?);
+    let (mut outputs, mut home) = (
+        device.matrix(8 * MAX_ROWS * TOP_K, HIDDEN, Precision::Half)?,
+        device.matrix(8 * MAX_ROWS * TOP_K, HIDDEN, Precision::Half)?,
+    );
     device.write(rows, &mut normed)?;
     link.begin(4);
     for layer in 0..model.num_layers() {
@@ -164,6 +168,7 @@ pub(crate) fn place(shape: Shape, rank: Rank, exchange: ExchangeOptions, num_lay
         shape,
         rank,
         exchange,
+        carrier: Carrier::Frames,
         num_layers,
         num_experts: NUM_EXPERTS,
         top_k: TOP_K,

@@ -5,6 +5,7 @@ use super::CheckpointError;
 use super::files::{self, Weights};
 use super::header::{Header, HeaderTensor};
 use super::index::Index;
+use super::names::Expected;
 use bytes::Bytes;
 use safetensors::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,14 @@ impl TensorTable {
                 Ok(table)
             }
         }
+    }
+
+    /// Tensors that lie in no file.
+    pub(super) fn made(tensors: impl Iterator<Item = (Expected, Bytes)>) -> Self {
+        let source = PathBuf::from("made");
+        let tensors = tensors
+            .map(|(Expected { name, dtype, shape }, bytes)| (name, Tensor { file: 0, dtype, shape, bytes }));
+        Self { files: vec![source.clone()], source, tensors: tensors.collect() }
     }
 
     fn read_indexed(index_file: &Path) -> Result<Self, CheckpointError> {

@@ -2,9 +2,12 @@
 
 use crate::support::{Copy, fixture};
 use crate::writer::Geometry;
+use bytes::Bytes;
 use chorale_device::YarnParams;
 use chorale_model::checkpoint::{Checkpoint, Layout, dense_views, expert_views};
 use chorale_model::shard::ShardSpec;
+use safetensors::SafeTensors;
+use std::collections::BTreeMap;
 use std::fs;
 
 /// Every byte that a rank holds, by what it is.
@@ -36,6 +39,27 @@ pub(crate) fn contents(checkpoint: &Checkpoint, spec: &ShardSpec) -> Vec<(String
 
 fn whole(checkpoint: &Checkpoint) -> Vec<(String, Vec<u8>)> {
     contents(checkpoint, &ShardSpec::whole(checkpoint.config()))
+}
+
+/// The tensors that are asked for are those of a file, and what is given for
+/// them is what is read.
+#[test]
+fn a_checkpoint_that_lies_in_no_file_holds_what_it_was_given() {
+    let fixture = fixture("b-awkward");
+    let opened = Checkpoint::open(&fixture).unwrap();
+    let mut tensors = BTreeMap::new();
+    for entry in fs::read_dir(&fixture).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            let file = fs::read(path).unwrap();
+            for (name, tensor) in SafeTensors::deserialize(&file).unwrap().iter() {
+                tensors.insert(name.to_owned(), Bytes::copy_from_slice(tensor.data()));
+            }
+        }
+    }
+    let made = Checkpoint::made(opened.config().clone(), |name, _| tensors[name].clone());
+    assert!(whole(&made) == whole(&opened));
+    assert_eq!(made.config(), opened.config());
 }
 
 #[test]

@@ -83,8 +83,10 @@ impl Bench {
             step += 1;
             let unfinished = sequences.iter_mut().enumerate().filter(|(_, s)| s.output().len() < count);
             let slices = unfinished.map(|(index, s)| s.take_slice(slice, &params[index])).collect();
-            let output =
-                self.engine.step(&StepPlan { step, in_halves: (self.in_halves)(step), slices }).unwrap();
+            let output = self
+                .engine
+                .step(&StepPlan { step, in_halves: (self.in_halves)(step), home_rows: Vec::new(), slices })
+                .unwrap();
             for sample in output.samples {
                 sequences[sample.sequence.0 as usize].push(sample.token);
             }

@@ -10,7 +10,8 @@ use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_model::shard::{ShardSpec, split};
 use chorale_model::{GptOss, Room};
 use chorale_plan::{
-    Epoch, ExchangeOptions, Placement, Rank, RowFormat, SamplingParams, SequenceSlice, Shape, TokenId,
+    Carrier, Epoch, ExchangeOptions, Placement, Rank, RowFormat, SamplingParams, SequenceSlice, Shape,
+    TokenId,
 };
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -46,6 +47,7 @@ fn engine<T: Transport>(
             fast_combine: false,
             overlap_min_rows: None,
         },
+        carrier: Carrier::Frames,
         num_layers: config.num_layers(),
         num_experts: config.num_experts,
         top_k: config.experts_per_token,

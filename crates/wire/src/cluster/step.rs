@@ -3,10 +3,10 @@
 
 use super::packed::{differences, sums};
 use super::sampling::{number, same_length};
-use super::world::rank;
+use super::world::{MAX_RANKS, rank};
 use super::{items, v1};
 use crate::InvalidField;
-use crate::field::present;
+use crate::field::{at_most, present};
 use chorale_plan::{
     BlockId, BlockTable, Sample, SequenceId, SequenceSlice, SliceTokens, StepOutput, StepPlan, TokenLogprob,
 };
@@ -15,8 +15,8 @@ use chorale_plan::{
 pub const MAX_SLICES: usize = 1 << 16;
 
 impl From<StepPlan> for v1::StepPlan {
-    fn from(StepPlan { step, in_halves, slices }: StepPlan) -> Self {
-        Self { step, in_halves, slices: slices.into_iter().map(Into::into).collect() }
+    fn from(StepPlan { step, in_halves, home_rows, slices }: StepPlan) -> Self {
+        Self { step, in_halves, home_rows, slices: slices.into_iter().map(Into::into).collect() }
     }
 }
 
@@ -24,8 +24,9 @@ impl TryFrom<v1::StepPlan> for StepPlan {
     type Error = InvalidField;
 
     fn try_from(message: v1::StepPlan) -> Result<Self, InvalidField> {
-        let v1::StepPlan { step, in_halves, slices } = message;
-        Ok(Self { step, in_halves, slices: items("slices", slices, MAX_SLICES)? })
+        let v1::StepPlan { step, in_halves, home_rows, slices } = message;
+        let home_rows = at_most("home_rows", home_rows, MAX_RANKS as usize)?;
+        Ok(Self { step, in_halves, home_rows, slices: items("slices", slices, MAX_SLICES)? })
     }
 }
 

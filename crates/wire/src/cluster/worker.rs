@@ -95,6 +95,7 @@ impl From<Offer> for v1::Offer {
             memory_bytes: offer.memory_bytes,
             memory_bytes_per_s: offer.memory_bytes_per_s,
             experts_only: offer.experts_only,
+            nccl: offer.nccl,
         }
     }
 }
@@ -113,6 +114,7 @@ impl TryFrom<v1::Offer> for Offer {
             memory_bytes: message.memory_bytes,
             memory_bytes_per_s: message.memory_bytes_per_s,
             experts_only: message.experts_only,
+            nccl: message.nccl,
         })
     }
 }

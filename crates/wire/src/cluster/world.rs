@@ -4,7 +4,7 @@
 use super::{inner, v1};
 use crate::InvalidField;
 use crate::field::{at_most, in_range, known, present, short};
-use chorale_plan::{Assignment, Epoch, ExchangeOptions, Placement, Rank, Room, RowFormat, Shape};
+use chorale_plan::{Assignment, Carrier, Epoch, ExchangeOptions, Placement, Rank, Room, RowFormat, Shape};
 
 /// The largest world.
 pub const MAX_RANKS: u32 = 4096;
@@ -34,6 +34,10 @@ pub(super) fn address(field: &str, text: String) -> Result<String, InvalidField>
 
 impl From<Assignment> for v1::Assigned {
     fn from(assignment: Assignment) -> Self {
+        let carrier = match assignment.carrier {
+            Carrier::Frames => v1::Carrier::Frames,
+            Carrier::Nccl => v1::Carrier::Nccl,
+        };
         Self {
             epoch: assignment.epoch.0,
             shape: Some(assignment.shape.into()),
@@ -42,6 +46,7 @@ impl From<Assignment> for v1::Assigned {
             placement: Some(assignment.placement.into()),
             room: Some(assignment.room.into()),
             exchange: Some(assignment.exchange.into()),
+            carrier: carrier.into(),
         }
     }
 }
@@ -63,6 +68,11 @@ impl TryFrom<v1::Assigned> for Assignment {
             let field = format!("placement.layers[{layer}].ranks");
             return Err(InvalidField::new(field, format_args!("must be below {}", shape.num_ranks)));
         }
+        let carrier = match known("carrier", message.carrier)? {
+            v1::Carrier::Unspecified => None,
+            v1::Carrier::Frames => Some(Carrier::Frames),
+            v1::Carrier::Nccl => Some(Carrier::Nccl),
+        };
         Ok(Self {
             epoch: Epoch(message.epoch),
             shape,
@@ -71,6 +81,7 @@ impl TryFrom<v1::Assigned> for Assignment {
             placement,
             room: inner("room", message.room)?,
             exchange: inner("exchange", message.exchange)?,
+            carrier: present("carrier", carrier)?,
         })
     }
 }

@@ -30,8 +30,9 @@ fn logprob() -> impl Strategy<Value = f32> {
 pub(crate) fn from_worker() -> impl Strategy<Value = FromWorker> {
     let offer =
         (any::<u64>(), text(), any::<u32>(), text(), address(), text(), any::<[u64; 2]>(), any::<bool>());
-    let offer =
-        offer.prop_map(|(session, version, protocol, checkpoint, address, device, memory, experts_only)| {
+    let offer = (offer, any::<Option<u32>>());
+    let offer = offer.prop_map(
+        |((session, version, protocol, checkpoint, address, device, memory, experts_only), nccl)| {
             let [memory_bytes, memory_bytes_per_s] = memory;
             FromWorker::Offer(Offer {
                 session,
@@ -43,8 +44,10 @@ pub(crate) fn from_worker() -> impl Strategy<Value = FromWorker> {
                 memory_bytes,
                 memory_bytes_per_s,
                 experts_only,
+                nccl,
             })
-        });
+        },
+    );
     let pulse = (of(any::<u64>()), of(rank()), any::<u32>()).prop_map(|(step, waiting_for, stalled_ms)| {
         FromWorker::Pulse(Pulse { step, waiting_for, stalled_ms })
     });
@@ -159,8 +162,9 @@ fn assignment() -> impl Strategy<Value = Assignment> {
         let ranks = shape.num_ranks;
         (Just(shape), 0..ranks, vec(address(), ranks as usize), placement(ranks))
     });
-    (epoch(), whole, room, exchange).prop_map(
-        |(epoch, (shape, rank, addresses, placement), room, exchange)| Assignment {
+    let carrier = any::<bool>().prop_map(|is_nccl| if is_nccl { Carrier::Nccl } else { Carrier::Frames });
+    (epoch(), whole, room, exchange, carrier).prop_map(
+        |(epoch, (shape, rank, addresses, placement), room, exchange, carrier)| Assignment {
             epoch,
             shape,
             rank: Rank(rank),
@@ -168,13 +172,14 @@ fn assignment() -> impl Strategy<Value = Assignment> {
             placement,
             room,
             exchange,
+            carrier,
         },
     )
 }
 
 pub(crate) fn plan() -> impl Strategy<Value = StepPlan> {
-    let plan = (any::<u64>(), any::<bool>(), vec(slice(), 0..4));
-    plan.prop_map(|(step, in_halves, slices)| StepPlan { step, in_halves, slices })
+    let plan = (any::<u64>(), any::<bool>(), vec(any::<u32>(), 0..4), vec(slice(), 0..4));
+    plan.prop_map(|(step, in_halves, home_rows, slices)| StepPlan { step, in_halves, home_rows, slices })
 }
 
 fn slice() -> impl Strategy<Value = SequenceSlice> {

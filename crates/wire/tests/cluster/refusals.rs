@@ -35,6 +35,7 @@ fn assigned() -> v1::Assigned {
             fast_combine: false,
             overlap_min_rows: None,
         }),
+        carrier: 1,
     }
 }
 
@@ -101,7 +102,8 @@ fn a_plan_must_be_of_numbers() {
             ..Default::default()
         };
         change(&mut slice);
-        let plan = Some(v1::StepPlan { step: 1, in_halves: false, slices: vec![slice] });
+        let plan =
+            Some(v1::StepPlan { step: 1, in_halves: false, home_rows: Vec::new(), slices: vec![slice] });
         refused(Said::Step(v1::Step { epoch: 1, placement: 0, plan }))
     };
     let sampling =

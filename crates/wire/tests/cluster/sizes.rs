@@ -34,7 +34,12 @@ fn decode_plan(prompt_tokens: u32, output_tokens: u32) -> ToWorker {
             sample: Some(SamplingParams { temperature: 0.7, seed: u64::MAX / 3, ..SamplingParams::greedy() }),
         }
     };
-    let plan = StepPlan { step: 100_000, in_halves: false, slices: (0..NUM_SEQUENCES).map(slice).collect() };
+    let plan = StepPlan {
+        step: 100_000,
+        in_halves: false,
+        home_rows: Vec::new(),
+        slices: (0..NUM_SEQUENCES).map(slice).collect(),
+    };
     ToWorker::Step { epoch: Epoch(5), placement: 1, plan }
 }
 

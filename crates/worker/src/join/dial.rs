@@ -86,6 +86,7 @@ impl Worker {
             memory_bytes: config.memory_bytes,
             memory_bytes_per_s: config.memory_bytes_per_s,
             experts_only: config.experts_only,
+            nccl: config.nccl,
         })
     }
 }

@@ -43,6 +43,9 @@ pub struct WorkerConfig {
     pub memory_bytes_per_s: u64,
     /// It takes experts, but no attention.
     pub experts_only: bool,
+    /// The version of NCCL, as its number, by which the rank's device can exchange
+    /// with others; `None` if it cannot.
+    pub nccl: Option<u32>,
     /// The largest frame that another rank may send.
     pub max_frame_bytes: usize,
     /// Deadlines.

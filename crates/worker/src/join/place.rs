@@ -99,7 +99,10 @@ async fn settle(
     said: mpsc::Sender<FromWorker>,
 ) -> FromWorker {
     let loaded = async {
-        loading.await.map_err(|error| FromWorker::Unable { epoch, blamed: None, reason: error.to_string() })
+        loading.await.map_err(|error| {
+            let blamed = if let RankError::Lost { blamed, .. } = &error { *blamed } else { None };
+            FromWorker::Unable { epoch, blamed, reason: error.to_string() }
+        })
     };
     let connected = async {
         let unable = |blamed, reason| FromWorker::Unable { epoch, blamed, reason };

@@ -3,8 +3,8 @@
 use chorale_device::Cpu;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_plan::{
-    Assignment, BlockId, BlockTable, Epoch, ExchangeOptions, FromWorker, Placement, Rank, Room, RowFormat,
-    SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens, StepPlan, TokenId,
+    Assignment, BlockId, BlockTable, Carrier, Epoch, ExchangeOptions, FromWorker, Placement, Rank, Room,
+    RowFormat, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens, StepPlan, TokenId,
 };
 use chorale_worker::join::{Left, Patience, Worker, WorkerConfig, WorkerError};
 use std::num::NonZeroUsize;
@@ -31,6 +31,7 @@ pub(crate) fn config(coordinator: String) -> WorkerConfig {
         memory_bytes: 1 << 30,
         memory_bytes_per_s: 1 << 33,
         experts_only: false,
+        nccl: None,
         max_frame_bytes: 1 << 24,
         patience: Patience {
             silence: Duration::from_millis(1500),
@@ -91,6 +92,7 @@ pub(crate) fn assignment(epoch: u64, shape: Shape, rank: u32, addresses: &[Strin
             fast_combine: false,
             overlap_min_rows: None,
         },
+        carrier: Carrier::Frames,
     }
 }
 
@@ -108,7 +110,7 @@ pub(crate) fn plan(step: u64) -> StepPlan {
         sliding_blocks: table,
         sample: Some(SamplingParams { num_logprobs: Some(1), ..SamplingParams::greedy() }),
     };
-    StepPlan { step, in_halves: false, slices: vec![slice] }
+    StepPlan { step, in_halves: false, home_rows: Vec::new(), slices: vec![slice] }
 }
 
 /// What was sampled in a step, with its log-probability's bits.

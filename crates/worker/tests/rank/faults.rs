@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 fn empty(step: u64) -> StepPlan {
-    StepPlan { step, in_halves: false, slices: Vec::new() }
+    StepPlan { step, in_halves: false, home_rows: Vec::new(), slices: Vec::new() }
 }
 
 #[test]
@@ -22,7 +22,7 @@ fn plans_that_break_the_contract_are_refused_and_the_rank_goes_on() {
     }
     let mut slice = world.sequences(1)[0].take_slice();
     slice.home = RankId(1);
-    let elsewhere = StepPlan { step: 6, in_halves: false, slices: vec![slice] };
+    let elsewhere = StepPlan { step: 6, in_halves: false, home_rows: Vec::new(), slices: vec![slice] };
     assert!(matches!(wait(rank.step(0, elsewhere)), Err(RankError::Refused { .. })));
     assert!(matches!(wait(rank.step(3, empty(7))), Err(RankError::Refused { .. })), "placement 3");
     wait(rank.step(0, empty(8))).unwrap();

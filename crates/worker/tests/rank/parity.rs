@@ -57,7 +57,7 @@ fn steps_in_halves_give_the_same_bits() {
 fn halves_without_room_for_two_are_refused() {
     let checkpoint = open("a-small");
     let world = World { in_halves: |_| true, ..World::new(&checkpoint, Shape::SOLO) };
-    let plan = StepPlan { step: 1, in_halves: true, slices: Vec::new() };
+    let plan = StepPlan { step: 1, in_halves: true, home_rows: Vec::new(), slices: Vec::new() };
     let errors = world.step(0, &plan).unwrap_err();
     assert!(
         matches!(&errors[..], [RankError::Refused { reason }] if reason.contains("halves")),

@@ -58,7 +58,7 @@ fn a_place_that_is_left_is_no_place() {
     assert!(!rank.loads().is_empty());
     wait(rank.leave()).unwrap();
     assert!(rank.loads().is_empty());
-    let plan = StepPlan { step: 1, in_halves: false, slices: Vec::new() };
+    let plan = StepPlan { step: 1, in_halves: false, home_rows: Vec::new(), slices: Vec::new() };
     assert!(matches!(wait(rank.step(0, plan)), Err(RankError::Refused { .. })));
     assert!(matches!(wait(rank.prepare(uneven(&checkpoint, 1, 1))), Err(RankError::Refused { .. })));
 }

@@ -6,8 +6,8 @@ use chorale_model::LoadProgress;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_plan::{
-    Assignment, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, RowFormat, Sample, SamplingParams,
-    SequenceId, SequenceSlice, Shape, SliceTokens, StepOutput, StepPlan, TokenId,
+    Assignment, Carrier, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, RowFormat, Sample,
+    SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens, StepOutput, StepPlan, TokenId,
 };
 use chorale_worker::{Rank, RankError};
 use std::future::Future;
@@ -96,6 +96,7 @@ pub(crate) fn assignment(
             fast_combine: false,
             overlap_min_rows: Some(2),
         },
+        carrier: Carrier::Frames,
     }
 }
 
@@ -197,7 +198,10 @@ impl World {
                 break;
             }
             let output = self
-                .step(placement(step), &StepPlan { step, in_halves: (self.in_halves)(step), slices })
+                .step(
+                    placement(step),
+                    &StepPlan { step, in_halves: (self.in_halves)(step), home_rows: Vec::new(), slices },
+                )
                 .unwrap();
             for sample in output.samples {
                 let sequence = &mut sequences[sample.sequence.0 as usize];

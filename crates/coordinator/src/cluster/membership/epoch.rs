@@ -1,6 +1,7 @@
 //! Worlds: how one is formed, begins to serve, becomes a better one, and ends.
 
 use super::{Action, Membership, Phase, Present, World};
+use crate::cluster::carrier::carrier;
 use crate::cluster::draft::{Candidate, Draft, Lack, draft};
 use crate::cluster::member::{Member, MemberId};
 use crate::cluster::placement::spread;
@@ -60,6 +61,8 @@ impl Membership {
         let placement = self.balance.begin(placement, &draft.capacities, &self.config.balance, self.now_ms);
         let addresses: Vec<String> =
             draft.members.iter().map(|id| self.members[id].address().to_owned()).collect();
+        let versions = draft.members.iter().map(|id| self.members[id].offer.as_ref()?.nccl);
+        let carrier = carrier(&self.config, draft.shape, versions);
         for (&id, rank) in draft.members.iter().zip(draft.shape.ranks()) {
             let assignment = Assignment {
                 epoch: self.epoch,
@@ -69,6 +72,7 @@ impl Membership {
                 placement: placement.clone(),
                 room: draft.rooms[rank.0 as usize],
                 exchange: self.config.exchange,
+                carrier,
             };
             self.released.remove(&id);
             if let Some(member) = self.members.get_mut(&id) {

@@ -16,6 +16,7 @@ fn offer(session: u64) -> Offer {
         memory_bytes: 1000,
         memory_bytes_per_s: 10,
         experts_only: false,
+        nccl: None,
     }
 }
 

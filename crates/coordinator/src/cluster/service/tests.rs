@@ -32,6 +32,7 @@ fn offer(protocol: u32) -> WorkerMessage {
         memory_bytes: 1 << 20,
         memory_bytes_per_s: 1 << 30,
         experts_only: false,
+        nccl: None,
     })
     .into()
 }

@@ -1,0 +1,249 @@
+//! What computes: which device the settings name, and what it has.
+
+use crate::cluster::probe;
+use crate::exit::UsageError;
+use crate::serve::room::available_bytes;
+use anyhow::Context;
+use chorale_cuda::{Cuda, Driver, Gpu, Options};
+use chorale_device::Cpu;
+use chorale_model::shard::split;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+/// Of a GPU's free memory, what is left to the driver and to graphs.
+const GPU_RESERVE_BYTES: u64 = 768 << 20;
+
+/// What `--device` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceChoice {
+    /// GPUs where there are enough of them, else the processors.
+    Auto,
+    /// The processors.
+    Cpu,
+    /// GPUs: those of these ordinals, or the first ones.
+    Cuda(Option<Vec<usize>>),
+}
+
+impl DeviceChoice {
+    /// `auto`, `cpu`, `cuda`, `cuda:0` or `cuda:0,1`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(Self::Auto),
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda(None)),
+            _ => {
+                let ordinals = text.strip_prefix("cuda:")?.split(',').map(|ordinal| ordinal.parse().ok());
+                let ordinals: Vec<usize> = ordinals.collect::<Option<_>>()?;
+                let is_distinct = (1..ordinals.len()).all(|at| !ordinals[..at].contains(&ordinals[at]));
+                is_distinct.then_some(Self::Cuda(Some(ordinals)))
+            }
+        }
+    }
+}
+
+/// What devices are opened with.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceOptions {
+    pub(crate) choice: DeviceChoice,
+    /// Of the CPU, all together.
+    pub(crate) threads: Option<usize>,
+    /// Where kernels are kept that had to be compiled.
+    pub(crate) kernel_cache: Option<PathBuf>,
+}
+
+/// A device for each rank of this process.
+pub(crate) enum Devices {
+    /// The processors, dealt out evenly.
+    Cpu(Vec<Cpu>),
+    /// A GPU each.
+    Cuda(Vec<Cuda>),
+}
+
+impl Devices {
+    /// Opens what the settings name.
+    pub(crate) fn open(options: &DeviceOptions, num_ranks: usize) -> anyhow::Result<Self> {
+        match &options.choice {
+            DeviceChoice::Cpu => Self::cpus(options, num_ranks),
+            DeviceChoice::Cuda(ordinals) => {
+                let ordinals = ordinals.clone().unwrap_or_else(|| (0..num_ranks).collect());
+                if ordinals.len() < num_ranks {
+                    return Err(UsageError(format!(
+                        "--device names {} GPUs for {num_ranks} ranks: name one for each, or lower \
+                         --tensor-parallel-size or --data-parallel-size",
+                        ordinals.len()
+                    ))
+                    .into());
+                }
+                Self::gpus(&ordinals[..num_ranks], options).context("--device")
+            }
+            DeviceChoice::Auto => match chorale_cuda::probe() {
+                Ok(found) if found.len() >= num_ranks => {
+                    let ordinals: Vec<usize> = (0..num_ranks).collect();
+                    Self::gpus(&ordinals, options).context("--device is auto; cpu would use the processors")
+                }
+                Ok(found) => {
+                    tracing::info!(
+                        found = found.len(),
+                        num_ranks,
+                        "too few GPUs for the ranks, CPUs compute"
+                    );
+                    Self::cpus(options, num_ranks)
+                }
+                Err(absence) => {
+                    tracing::debug!(%absence, "CPUs compute");
+                    Self::cpus(options, num_ranks)
+                }
+            },
+        }
+    }
+
+    fn cpus(options: &DeviceOptions, num_ranks: usize) -> anyhow::Result<Self> {
+        let available = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let num_threads = options.threads.unwrap_or_else(available);
+        let threads = (0..num_ranks).map(|rank| split(num_threads, num_ranks, rank).len());
+        let cpu = |threads| Ok(Cpu::new(Some(NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN)))?);
+        Ok(Self::Cpu(threads.map(cpu).collect::<anyhow::Result<_>>()?))
+    }
+
+    fn gpus(ordinals: &[usize], options: &DeviceOptions) -> anyhow::Result<Self> {
+        let gpu = |&ordinal: &usize| {
+            let gpu = Driver::open(
+                ordinal,
+                &Options { cache: options.kernel_cache.clone(), ..Options::default() },
+            )?;
+            let facts = gpu.facts();
+            tracing::info!(
+                ordinal,
+                name = facts.name,
+                sms = facts.num_sms,
+                driver = facts.driver,
+                "a GPU computes"
+            );
+            Ok(Cuda::new(gpu))
+        };
+        Ok(Self::Cuda(ordinals.iter().map(gpu).collect::<anyhow::Result<_>>()?))
+    }
+
+    /// What computes, for people.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::Cpu(cpus) => {
+                format!("{} CPU threads", cpus.iter().map(Cpu::num_threads).sum::<usize>())
+            }
+            Self::Cuda(gpus) => match &gpus[..] {
+                [gpu] => gpu.facts().name.clone(),
+                gpus => format!("{} × {}", gpus.len(), gpus[0].facts().name),
+            },
+        }
+    }
+
+    /// The memory that the devices are planned with.
+    pub(crate) fn memory(&self) -> anyhow::Result<DeviceMemory> {
+        match self {
+            Self::Cpu(_) => Ok(DeviceMemory::Host),
+            Self::Cuda(gpus) => {
+                let mut least = u64::MAX;
+                for gpu in gpus {
+                    least = least.min(gpu.free_bytes()? as u64);
+                }
+                Ok(DeviceMemory::Gpu { free_bytes: least.saturating_sub(GPU_RESERVE_BYTES) })
+            }
+        }
+    }
+
+    /// How fast the first device's memory is read: decoding does little else.
+    pub(crate) fn memory_bytes_per_s(&self) -> u64 {
+        match self {
+            Self::Cpu(cpus) => probe::memory_bytes_per_s(cpus.iter().map(Cpu::num_threads).sum()),
+            Self::Cuda(gpus) => gpus.first().map_or(0, |gpu| gpu.facts().memory_bytes_per_s),
+        }
+    }
+
+    /// Steps that may be handed in at a time: a GPU goes on with the next while
+    /// the last one's tokens are on their way.
+    pub(crate) fn steps_in_flight(&self) -> u32 {
+        match self {
+            Self::Cpu(_) => 1,
+            Self::Cuda(_) => 2,
+        }
+    }
+}
+
+/// What kind of device computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceKind {
+    /// Processors.
+    Cpu,
+    /// GPUs.
+    Gpu,
+}
+
+/// What memory ranks have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceMemory {
+    /// The machine's, which all ranks and other programs share.
+    Host,
+    /// Each rank has a GPU's own.
+    Gpu {
+        /// Free on the GPU that has the least.
+        free_bytes: u64,
+    },
+}
+
+impl DeviceMemory {
+    /// Whose memory it is.
+    pub(crate) fn kind(self) -> DeviceKind {
+        match self {
+            Self::Host => DeviceKind::Cpu,
+            Self::Gpu { .. } => DeviceKind::Gpu,
+        }
+    }
+
+    /// Bytes of a cached key or value.
+    pub(crate) fn bytes_per_value(self) -> u64 {
+        match self {
+            Self::Host => 4,
+            Self::Gpu { .. } => 2,
+        }
+    }
+
+    /// What a rank alone can have, where it is known.
+    pub(crate) fn available_bytes(self) -> Option<u64> {
+        match self {
+            Self::Host => available_bytes(),
+            Self::Gpu { free_bytes } => Some(free_bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_in_words() {
+        let parse = DeviceChoice::parse;
+        assert_eq!(parse("auto"), Some(DeviceChoice::Auto));
+        assert_eq!(parse("cpu"), Some(DeviceChoice::Cpu));
+        assert_eq!(parse("cuda"), Some(DeviceChoice::Cuda(None)));
+        assert_eq!(parse("cuda:3"), Some(DeviceChoice::Cuda(Some(vec![3]))));
+        assert_eq!(parse("cuda:0,2"), Some(DeviceChoice::Cuda(Some(vec![0, 2]))));
+        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:0,", "cuda:1,1", "CPU", "cuda:-1"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn threads_are_dealt_out_evenly() {
+        let threads = |total| -> Vec<usize> {
+            let options =
+                DeviceOptions { choice: DeviceChoice::Cpu, threads: Some(total), kernel_cache: None };
+            match Devices::open(&options, 4).unwrap() {
+                Devices::Cpu(cpus) => cpus.iter().map(Cpu::num_threads).collect(),
+                Devices::Cuda(_) => Vec::new(),
+            }
+        };
+        assert_eq!(threads(6), [2, 2, 1, 1]);
+        assert_eq!(threads(1), [1; 4]);
+    }
+}
