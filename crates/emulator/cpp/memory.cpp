@@ -49,13 +49,14 @@ struct Allocation {
     std::unique_ptr<Guarded> memory;
 };
 
+// Never destroyed: threads that outlive main may still give memory back.
 static std::mutex& lock() {
-    static std::mutex mutex;
+    static std::mutex& mutex = *new std::mutex;
     return mutex;
 }
 
 static std::map<u64, Allocation>& allocations() {
-    static std::map<u64, Allocation> all;
+    static std::map<u64, Allocation>& all = *new std::map<u64, Allocation>;
     return all;
 }
 
