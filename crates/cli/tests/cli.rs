@@ -134,7 +134,7 @@ fn unknown_settings_are_refused_by_name() {
 fn settings_are_logged_at_debug_level_and_standard_output_stays_clean() {
     let output =
         Home::new().with_variable("CHORALE_LOG", "debug").run(&["inspect", &fixture("a-small"), "--json"]);
-    assert!(text(&output.stderr).contains("max_batch_tokens: 2048"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("kv_block_size: 64"), "{}", text(&output.stderr));
     assert!(serde_json::from_slice::<Value>(&output.stdout).is_ok());
 }
 
