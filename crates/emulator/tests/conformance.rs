@@ -111,6 +111,12 @@ fn declared(is_wanted: impl Fn(&str) -> bool) -> BTreeSet<String> {
     names
 }
 
+/// The emulator adds products up in f32, one after the other.
+const TOLERANCE: f32 = 1e-3;
+
+/// Orders of blocks, warps and copies in which primitives are run.
+const SEEDS: std::ops::Range<u64> = 1..12;
+
 /// Runs all checks, and says which failed and which kernels were not launched.
 fn passes(capability: (u32, u32), is_counted: impl Fn(&str) -> bool) {
     let launched = Arc::default();
@@ -147,12 +153,14 @@ fn passes(capability: (u32, u32), is_counted: impl Fn(&str) -> bool) {
 
 #[test]
 fn primitives_do_what_kernels_assume() {
-    for capability in [(8, 0), (9, 0)] {
-        let gpu = Emulator::new(Options { capability, ..Options::default() }).unwrap();
+    for (seed, capability) in SEEDS.flat_map(|seed| [(seed, (8, 0)), (seed, (9, 0))]) {
+        let gpu = Emulator::new(Options { seed, capability, ..Options::default() }).unwrap();
         let is_hopper = gpu.facts().is_hopper();
         let gpu = gpu as Arc<dyn Gpu>;
         for primitive in PRIMITIVES.iter().filter(|primitive| is_hopper || !primitive.is_hopper_only) {
-            primitive.run(&gpu).unwrap_or_else(|failure| panic!("{}: {failure}", primitive.name));
+            primitive
+                .run(&gpu, TOLERANCE)
+                .unwrap_or_else(|failure| panic!("{}, seed {seed}: {failure}", primitive.name));
         }
     }
 }

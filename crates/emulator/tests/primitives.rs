@@ -1,4 +1,5 @@
-//! Every primitive of `gpu.cuh` against plain arithmetic, for several seeds.
+//! Primitives of `gpu.cuh` against plain arithmetic, where the emulator can be held to
+//! more than a GPU; `conformance` runs those that both are held to.
 
 mod rig;
 
@@ -52,47 +53,6 @@ fn numbers() {
         );
         assert_eq!(out[13..15], [((u64::from(a) * u64::from(b)) >> 32) as u32, a.min(b)]);
         assert!(close(out[15], x.max(y)), "{x} {y}");
-    }
-}
-
-#[test]
-fn copies() {
-    let words: Vec<u32> = (0..96 * 4).map(|i| i + 1).collect();
-    for seed in 1..10 {
-        let out = Rig::new(seed).words("selftest_copies", 32, 96 * 16, &words, 128 * 4);
-        for i in 0..128 {
-            let (group, lane) = (i / 32, i % 32);
-            let from = if group < 3 { group * 32 + (lane + 1) % 32 } else { lane };
-            let zero = group < 3 && from % 3 == 2;
-            let expected: Vec<u32> = (0..4).map(|w| if zero { 0 } else { words[from * 4 + w] }).collect();
-            assert_eq!(out[i * 4..][..4], expected, "{i} with seed {seed}");
-        }
-    }
-}
-
-#[test]
-fn fragments() {
-    let halves: Vec<u16> = (0..256).collect();
-    let words = rig::pairs(&halves);
-    let out = Rig::new(1).words("selftest_fragments", 32, 0, &words, 12 * 32);
-    // Of matrix `m`, the element in this row and column.
-    let at = |m: usize, row: usize, column: usize| u32::from(halves[(m * 8 + row) * 8 + column]);
-    for lane in 0..32 {
-        let (row, column) = (lane / 4, lane % 4 * 2);
-        for (register, (m, transposed)) in (0..4)
-            .map(|m| (m, false))
-            .chain((0..4).map(|m| (m, true)))
-            .chain((0..2).map(|m| (m, false)))
-            .chain((0..2).map(|m| (m, true)))
-            .enumerate()
-        {
-            let expected = if transposed {
-                at(m, column, row) | at(m, column + 1, row) << 16
-            } else {
-                at(m, row, column) | at(m, row, column + 1) << 16
-            };
-            assert_eq!(out[register * 32 + lane], expected, "register {register} of lane {lane}");
-        }
     }
 }
 

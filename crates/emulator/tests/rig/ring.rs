@@ -17,7 +17,7 @@ struct RingArgs {
     pad: [u64; 5],
 }
 
-pub(crate) fn map(address: u64, rows: usize, cols: usize, box_rows: u32) -> TensorMap {
+fn map(address: u64, rows: usize, cols: usize, box_rows: u32) -> TensorMap {
     let (rows, cols) = (rows as u64, cols as u64);
     TensorMap { address, rows, cols, row_bytes: cols * 2, box_rows, box_cols: 64 }
 }

@@ -1,6 +1,6 @@
 //! What Hopper alone has: the bulk tensor copy engine and warpgroups.
 
-use super::{Bench, matrix, near, pairs, product};
+use super::{Bench, matrix, pairs, product};
 use crate::failure::{Failure, Outcome, ensure};
 use bytemuck::{Pod, Zeroable};
 use chorale_cuda::{Kernel, TensorMap};
@@ -121,7 +121,7 @@ pub(super) fn wgmma(bench: &Bench<'_>) -> Outcome {
             };
             let kernel = Kernel { name, threads: 128 };
             bench.launch(kernel, [1, 1, 1], 64 * 128 + shared_rows * 128, &args)?;
-            near(&bench.get::<f32>(output, 64 * columns)?, &expected, name)?;
+            bench.near(&bench.get::<f32>(output, 64 * columns)?, &expected, name)?;
         }
     }
     Ok(())
@@ -143,5 +143,5 @@ pub(super) fn ring(bench: &Bench<'_>) -> Outcome {
     };
     let kernel = Kernel { name: "selftest_ring", threads: 384 };
     bench.launch(kernel, [2, 2, 1], 3 * 2 * 128 * 128, &args)?;
-    near(&bench.get::<f32>(output, rows * cols)?, &product(&left, &right, DEPTH), "the product")
+    bench.near(&bench.get::<f32>(output, rows * cols)?, &product(&left, &right, DEPTH), "the product")
 }

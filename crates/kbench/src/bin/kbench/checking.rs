@@ -5,7 +5,7 @@ use chorale_cuda::{Cuda, Driver, Gpu};
 use chorale_kbench::bench::Report;
 use chorale_kbench::checks::families;
 use chorale_kbench::goldens::{self, GOLDENS, Golden};
-use chorale_kbench::primitives::PRIMITIVES;
+use chorale_kbench::primitives::{GPU_TOLERANCE, PRIMITIVES};
 use chorale_kbench::{Demands, Failure, Outcome};
 use chorale_model::checkpoint::Checkpoint;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub(crate) fn run(gpu: &Arc<Driver>, arguments: &Arguments, report: &mut Report)
             continue;
         }
         let started = Instant::now();
-        let found = primitive.run(&shared).map_err(|found| found.to_string());
+        let found = primitive.run(&shared, GPU_TOLERANCE).map_err(|found| found.to_string());
         report.check("primitives", primitive.name, started.elapsed(), found);
         gpu.wait()?;
     }
