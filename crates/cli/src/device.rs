@@ -7,6 +7,7 @@ use anyhow::Context;
 use chorale_cuda::{Cuda, Driver, Gpu, Options};
 use chorale_device::Cpu;
 use chorale_model::shard::split;
+use chorale_worker::Rank;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -122,6 +123,14 @@ impl Devices {
             Ok(Cuda::new(gpu))
         };
         Ok(Self::Cuda(ordinals.iter().map(gpu).collect::<anyhow::Result<_>>()?))
+    }
+
+    /// A rank's thread for each device.
+    pub(crate) fn start_ranks(self) -> std::io::Result<Vec<Rank>> {
+        match self {
+            Self::Cpu(cpus) => cpus.into_iter().map(Rank::start).collect(),
+            Self::Cuda(gpus) => gpus.into_iter().map(Rank::start).collect(),
+        }
     }
 
     /// What computes, for people.

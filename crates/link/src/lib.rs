@@ -2,8 +2,9 @@
 //! world, columns joined inside a group.
 //!
 //! [`Link`] is the contract; [`Solo`] is the world of one rank, where nothing
-//! moves; [`Mesh`] is any other, over a [`Transport`]. Deliberately absent:
-//! what is computed, and scheduling.
+//! moves; [`Mesh`] is any other, over a [`Transport`]. A worker holds its link as
+//! a [`Member`]: one with a place in a world. Deliberately absent: what is
+//! computed, and scheduling.
 //!
 //! Each exchange begins with what is sent and ends with what is received. A step
 //! may be computed in two halves, so that one computes while the other's rows

@@ -1,5 +1,6 @@
 //! A rank: a thread that takes its place in a world, loads its shard and runs
-//! plans in order; [`join`] makes a process of it.
+//! plans in order; [`join`] makes a process of it. Where the device allows it,
+//! a step begins before the last one's tokens have come.
 //!
 //! The thread is a plain one: devices and async do not mix. Deliberately
 //! absent: scheduling and HTTP.

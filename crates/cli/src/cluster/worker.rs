@@ -8,7 +8,6 @@ use crate::exit::UsageError;
 use crate::serve::signals;
 use crate::setup::Setup;
 use anyhow::Context;
-use chorale_device::Device;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_worker::Rank;
 use chorale_worker::join::{Left, Patience, Worker, WorkerConfig};
@@ -62,10 +61,7 @@ pub(crate) fn run(setup: &Setup) -> anyhow::Result<()> {
         max_frame_bytes: MAX_FRAME_BYTES,
         patience: Patience::default(),
     };
-    let rank = match devices {
-        Devices::Cpu(cpus) => start(cpus)?,
-        Devices::Cuda(gpus) => start(gpus)?,
-    };
+    let rank = devices.start_ranks()?.pop().context("one device was opened")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(ASYNC_THREADS)
         .thread_name("worker")
@@ -74,11 +70,6 @@ pub(crate) fn run(setup: &Setup) -> anyhow::Result<()> {
     let left = runtime.block_on(work(config, rank, Arc::new(checkpoint)));
     runtime.shutdown_timeout(LAST_TASKS_TIMEOUT);
     left
-}
-
-/// The rank of the one device.
-fn start<D: Device + 'static>(devices: Vec<D>) -> anyhow::Result<Rank> {
-    Ok(Rank::start(devices.into_iter().next().context("one device was opened")?)?)
 }
 
 async fn work(config: WorkerConfig, rank: Rank, checkpoint: Arc<Checkpoint>) -> anyhow::Result<()> {

@@ -3,7 +3,6 @@
 
 use crate::device::Devices;
 use chorale_coordinator::{Answer, Executor, StepError};
-use chorale_device::Device;
 use chorale_link::local;
 use chorale_model::LoadProgress;
 use chorale_model::checkpoint::Checkpoint;
@@ -72,10 +71,7 @@ impl LocalRanks {
             progress.push(LoadProgress { total_bytes, total_tensors, ..LoadProgress::default() });
         }
         let progress = Arc::new(Mutex::new(progress));
-        let ranks = match devices {
-            Devices::Cpu(cpus) => start_ranks(cpus)?,
-            Devices::Cuda(gpus) => start_ranks(gpus)?,
-        };
+        let ranks = devices.start_ranks().map_err(|error| load_error(&error))?;
         let mut taken = Vec::new();
         for ((id, rank), transport) in shape.ranks().zip(&ranks).zip(transports) {
             let assignment = Assignment {
@@ -97,11 +93,6 @@ impl LocalRanks {
         }
         Ok(Self { shape, overlap_min_rows: exchange.overlap_min_rows, ranks })
     }
-}
-
-/// A thread for each device.
-fn start_ranks<D: Device + 'static>(devices: Vec<D>) -> Result<Vec<Rank>, RankError> {
-    devices.into_iter().map(|device| Rank::start(device).map_err(|error| load_error(&error))).collect()
 }
 
 /// Sums what all ranks have loaded.
