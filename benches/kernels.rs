@@ -11,7 +11,9 @@
 )]
 
 use bytes::Bytes;
-use chorale_device::{Cpu, DensePart, DenseSource, Device, ExpertsSource, Mxfp4Part, Mxfp4Source, Precision};
+use chorale_device::{
+    Cpu, DenseDtype, DensePart, DenseSource, Device, ExpertsSource, Mxfp4Part, Mxfp4Source, Precision,
+};
 use rayon::prelude::*;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -101,7 +103,7 @@ fn input(device: &mut Cpu, rows: usize) -> <Cpu as Device>::Matrix {
 
 fn dense(device: &mut Cpu, rows: usize) -> (usize, Duration) {
     let input = input(device, rows);
-    let weights = device.linear(dense_source(DENSE_ROWS, HIDDEN)).unwrap();
+    let weights = device.linear(dense_source(DENSE_ROWS, HIDDEN), DenseDtype::Bf16).unwrap();
     let mut out = device.matrix(rows, DENSE_ROWS, Precision::Half).unwrap();
     let time = fastest(|| device.enter(|device| device.project(&input, &weights, &mut out)).unwrap());
     (DENSE_ROWS * HIDDEN * 2, time)
@@ -124,7 +126,7 @@ fn experts(device: &mut Cpu, rows: usize) -> (usize, Duration, usize) {
         swiglu_limit: 7.0,
     };
     let experts = device.experts(source).unwrap();
-    let router = device.linear(dense_source(NUM_EXPERTS, HIDDEN)).unwrap();
+    let router = device.linear(dense_source(NUM_EXPERTS, HIDDEN), DenseDtype::Bf16).unwrap();
     let mut routing = device.routing(rows, TOP_K).unwrap();
     device.route(&input, &router, &mut routing).unwrap();
     let mut groups = device.groups(&(0..NUM_EXPERTS as u32).collect::<Vec<_>>()).unwrap();

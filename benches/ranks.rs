@@ -13,7 +13,7 @@
     reason = "a benchmark prints, and stops when it cannot run"
 )]
 
-use chorale_device::Cpu;
+use chorale_device::{Cpu, KvDtype};
 use chorale_hub::unpack_demo;
 use chorale_link::grpc::{LinkPort, Membership, PortConfig};
 use chorale_link::{Fault, Frame, LocalTransport, Transport, local};
@@ -144,7 +144,7 @@ struct World {
 impl World {
     fn start(checkpoint: &Arc<Checkpoint>, shape: Shape, transports: Vec<Box<dyn Transport>>) -> Self {
         let config = checkpoint.config();
-        let room = LIMITS.room(config);
+        let room = LIMITS.room(config, KvDtype::F32);
         // In turn, and in even parts whatever is popular.
         let holder = |expert| vec![RankId(expert as u32 % shape.num_ranks)];
         let layer: Vec<Vec<RankId>> = (0..config.num_experts).map(holder).collect();

@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
-use chorale_device::Cpu;
+use chorale_device::{Cpu, KvDtype};
 use chorale_hub::unpack_demo;
 use chorale_link::Solo;
 use chorale_model::GptOss;
@@ -41,7 +41,7 @@ fn every_evaluation_prompt_is_answered_token_for_token() {
     };
     let mut device = Cpu::new(None).unwrap();
     let link = Solo::new(&mut device, config.num_experts as u32).unwrap();
-    let (spec, room) = (ShardSpec::whole(config), limits.room(config));
+    let (spec, room) = (ShardSpec::whole(config), limits.room(config, KvDtype::F32));
     let mut model = GptOss::load(device, link, &checkpoint, &spec, &room, &mut |_| ()).unwrap();
 
     let mut step = 0;

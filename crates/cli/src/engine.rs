@@ -105,7 +105,7 @@ fn load<D: Device + 'static>(
     let link = Solo::new(&mut device, config.num_experts as u32)?;
     let mut bar = setup.progress.load();
     let mut on_progress = |progress| bar.on(progress);
-    let (spec, room) = (ShardSpec::whole(config), limits.room(config));
+    let (spec, room) = (ShardSpec::whole(config), limits.room(config, D::KV_DTYPES[0]));
     let model = GptOss::load(device, link, checkpoint, &spec, &room, &mut on_progress)
         .context("cannot load the model")?;
     bar.finish();

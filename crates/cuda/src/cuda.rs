@@ -17,8 +17,8 @@ use crate::stream::Stream;
 use bytes::Bytes;
 use chorale_device::Precision::{Full, Half};
 use chorale_device::{
-    BatchLimits, Choice, Columns, DenseSource, Device, ExpertOrigin, ExpertsSource, Fetched, KvShape,
-    Precision, RopeParams, Routed,
+    BatchLimits, Choice, Columns, DenseDtype, DenseSource, Device, ExpertOrigin, ExpertsSource, Fetched,
+    KvDtype, KvShape, Precision, RopeParams, Routed,
 };
 use std::sync::Arc;
 
@@ -79,8 +79,10 @@ impl Device for Cuda {
     type Groups = Groups;
     type Samples = Samples;
 
-    fn linear(&mut self, source: DenseSource) -> Result<Linear, GpuError> {
-        Linear::new(&mut self.stream, source)
+    const KV_DTYPES: &[KvDtype] = &[KvDtype::Bf16, KvDtype::Fp8];
+
+    fn linear(&mut self, source: DenseSource, dtype: DenseDtype) -> Result<Linear, GpuError> {
+        Linear::new(&mut self.stream, source, dtype)
     }
 
     fn embedding(&mut self, source: DenseSource) -> Result<Embedding, GpuError> {

@@ -4,7 +4,7 @@
 use crate::gpu::GpuError;
 use crate::memory::Memory;
 use crate::stream::Stream;
-use chorale_device::KvShape;
+use chorale_device::{KvDtype, KvShape};
 
 /// The only width of a head that the kernels know: gpt-oss's.
 pub(crate) const HEAD_DIM: usize = 64;
@@ -17,6 +17,7 @@ pub struct KvCache {
 
 impl KvCache {
     pub(crate) fn new(stream: &Stream, shape: &KvShape) -> Result<Self, GpuError> {
+        assert_eq!(shape.dtype, KvDtype::Bf16, "fp8 is under way");
         assert!(shape.block_size.is_power_of_two(), "a block size that is a power of two");
         let page_bytes = shape.num_kv_heads * 2 * shape.block_size * shape.head_dim * size_of::<u16>();
         let layers = shape.windows.iter().map(|window| {

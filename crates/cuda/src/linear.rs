@@ -7,7 +7,7 @@ use crate::memory::Memory;
 use crate::product::{self, Product, Results};
 use crate::stream::Stream;
 use bytemuck::{Pod, Zeroable};
-use chorale_device::{DensePart, DenseSource, Precision};
+use chorale_device::{DenseDtype, DensePart, DenseSource, Precision};
 use std::ops::Range;
 
 /// Rows are packed by whole heads: see `tile_rows` of kernels/fragments.cuh.
@@ -75,7 +75,8 @@ struct LinearHopperArgs {
 }
 
 impl Linear {
-    pub(crate) fn new(stream: &mut Stream, source: DenseSource) -> Result<Self, GpuError> {
+    pub(crate) fn new(stream: &mut Stream, source: DenseSource, dtype: DenseDtype) -> Result<Self, GpuError> {
+        assert_eq!(dtype, DenseDtype::Bf16, "int8 is under way");
         let (rows, cols) = (source.rows(), source.cols);
         assert!(cols > 0 && cols.is_multiple_of(8), "columns are read eight at a time, not {cols}");
         assert!(u32::try_from(rows.max(cols)).is_ok(), "a matrix of {rows} x {cols}");

@@ -6,6 +6,7 @@
 //! own: only `write`, `read`, `read_routing` and what `fetch_samples` gives wait.
 
 use crate::columns::Columns;
+use crate::dtype::{DenseDtype, KvDtype};
 use crate::rope::RopeParams;
 use crate::weights::{DenseSource, ExpertsSource};
 use bytes::Bytes;
@@ -41,8 +42,11 @@ pub trait Device: Send + Sized {
     /// Drawn tokens.
     type Samples: Send + Sync;
 
-    /// Packs a dense matrix.
-    fn linear(&mut self, source: DenseSource) -> Result<Self::Linear, Self::Error>;
+    /// In what it can keep keys and values; by default, as the first says.
+    const KV_DTYPES: &[KvDtype];
+
+    /// Packs a dense matrix in numbers of a type.
+    fn linear(&mut self, source: DenseSource, dtype: DenseDtype) -> Result<Self::Linear, Self::Error>;
     /// Packs an embedding table.
     fn embedding(&mut self, source: DenseSource) -> Result<Self::Embedding, Self::Error>;
     /// Packs a norm's bf16 gain.
@@ -67,7 +71,7 @@ pub trait Device: Send + Sized {
         cols: usize,
         precision: Precision,
     ) -> Result<Self::Matrix, Self::Error>;
-    /// Room for keys and values.
+    /// Room for keys and values, of a type that [`Self::KV_DTYPES`] names.
     fn kv_cache(&mut self, shape: &KvShape) -> Result<Self::KvCache, Self::Error>;
     /// Room for a step's columns: with the rotary embedding that its positions
     /// take, and for pages of a cache of the shape `kv`.
@@ -260,6 +264,8 @@ pub struct KvShape {
     pub num_kv_heads: usize,
     /// Width of a head, even.
     pub head_dim: usize,
+    /// What keys and values are kept in.
+    pub dtype: KvDtype,
     /// Positions of a page.
     pub block_size: usize,
     /// Pages of each layer without a window.

@@ -9,7 +9,9 @@
 
 use chorale_cuda::Cuda;
 use chorale_device::Precision::Half;
-use chorale_device::{BatchLimits, Columns, Cpu, Device, KvShape, RopeParams, SliceColumns, Table};
+use chorale_device::{
+    BatchLimits, Columns, Cpu, DenseDtype, Device, KvDtype, KvShape, RopeParams, SliceColumns, Table,
+};
 use chorale_emulator::{Emulator, Options};
 use chorale_kbench::reference::{Random, attend, dense, to_bf16, to_f32};
 use std::ops::Range;
@@ -132,6 +134,7 @@ impl<D: Device> World<D> {
             num_query_heads: shape.num_heads(),
             num_kv_heads: shape.num_kv_heads,
             head_dim: HEAD_DIM,
+            dtype: KvDtype::Bf16,
             block_size: shape.block_size,
             num_full_blocks: num_blocks,
             num_sliding_blocks: num_blocks,
@@ -145,7 +148,7 @@ impl<D: Device> World<D> {
         let limits = BatchLimits { max_rows: MAX_ROWS, max_slices: 64, max_logit_rows: 1 };
         let query_width = shape.num_heads() * HEAD_DIM;
         Self {
-            weights: device.linear(dense(&[(&identity, None)])).unwrap(),
+            weights: device.linear(dense(&[(&identity, None)]), DenseDtype::Bf16).unwrap(),
             sinks: device.sinks(to_bf16(&shape.sinks)).unwrap(),
             cache: device.kv_cache(&kv).unwrap(),
             batch: device.batch(limits, &ROPE, &kv).unwrap(),

@@ -6,7 +6,8 @@
 use chorale_cuda::Cuda;
 use chorale_device::Precision::{Full, Half};
 use chorale_device::{
-    BatchLimits, Columns, Cpu, DensePart, DenseSource, Device, KvShape, RopeParams, SliceColumns, Table,
+    BatchLimits, Columns, Cpu, DenseDtype, DensePart, DenseSource, Device, KvDtype, KvShape, RopeParams,
+    SliceColumns, Table,
 };
 use chorale_emulator::{Emulator, Options};
 use chorale_kbench::noise;
@@ -79,7 +80,7 @@ fn products_are_right(capability: (u32, u32)) {
                 let weights = random.rows(outputs, cols, 1.0);
                 let bias = random.row(outputs, 1.0);
                 let rows = random.rows(num_rows, cols, 2.0);
-                let linear = device.linear(in_parts(&weights, &bias)).unwrap();
+                let linear = device.linear(in_parts(&weights, &bias), DenseDtype::Bf16).unwrap();
                 let found = project(device, &rows, &linear, outputs);
                 let expected = reference::project(&rows, &weights, &bias_in_parts(&bias)).concat();
                 let what = format!("{index}: {num_rows} rows of {cols} to {outputs}, {num_sms} processors");
@@ -119,7 +120,7 @@ fn gpt_oss_shapes_agree_with_plain_loops() {
         let weights = decode(&source.parts[0].weight);
         let bias = decode(source.parts[0].bias.as_ref().unwrap());
         let rows = random.rows(num_rows, cols, 2.0);
-        let linear = device.linear(source).unwrap();
+        let linear = device.linear(source, DenseDtype::Bf16).unwrap();
         let found = project(device, &rows, &linear, outputs);
         let dot = |row: &[f64], w: &[f64]| row.iter().zip(w).map(|(a, b)| a * b).sum::<f64>();
         let expected: Vec<f64> = rows
@@ -149,7 +150,7 @@ fn packing_loses_nothing() {
         let exact: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|bits| u16::from_le_bytes(*bits)).collect();
         for capability in [GENERIC, HOPPER] {
             let device = &mut cuda(random.word(), 4, capability);
-            let linear = device.linear(source()).unwrap();
+            let linear = device.linear(source(), DenseDtype::Bf16).unwrap();
             for first in (0..cols).step_by(7) {
                 let ones: Rows = (0..cols)
                     .map(|row| {
@@ -180,7 +181,7 @@ fn neighbours_do_not_change_a_row() {
             let (outputs, cols) = (random.pick(&[70, 320]), 352);
             let device = &mut cuda(seed, num_sms, capability);
             let weights = random.rows(outputs, cols, 1.0);
-            let linear = device.linear(dense(&[(&weights, None)])).unwrap();
+            let linear = device.linear(dense(&[(&weights, None)]), DenseDtype::Bf16).unwrap();
             for counts in [&[1, 2, 8, 11, 27, 40, 64][..], &[513, 600, 650][..]] {
                 let rows = random.rows(counts[counts.len() - 1], cols, 2.0);
                 let all = project(device, &rows, &linear, outputs);
@@ -202,7 +203,7 @@ fn neighbours_do_not_change_a_row() {
 #[test]
 fn no_rows_are_no_work() {
     let device = &mut cuda(1, 4, GENERIC);
-    let linear = device.linear(dense(&[(&vec![vec![1.0; 32]; 3], None)])).unwrap();
+    let linear = device.linear(dense(&[(&vec![vec![1.0; 32]; 3], None)]), DenseDtype::Bf16).unwrap();
     let input = device.matrix(4, 32, Half).unwrap();
     let mut out = device.matrix(4, 3, Half).unwrap();
     device.project(&input, &linear, &mut out).unwrap();
@@ -225,12 +226,13 @@ fn the_head_picks_its_rows() {
             let device = &mut cuda(random.word(), random.pick(&SMS), capability);
             let weights = random.rows(outputs, cols, 1.0);
             let rows = random.rows(num_rows, cols, 2.0);
-            let linear = device.linear(dense(&[(&weights, None)])).unwrap();
+            let linear = device.linear(dense(&[(&weights, None)]), DenseDtype::Bf16).unwrap();
             let kv = KvShape {
                 windows: Vec::new(),
                 num_query_heads: 1,
                 num_kv_heads: 1,
                 head_dim: 64,
+                dtype: KvDtype::Bf16,
                 block_size: 16,
                 num_full_blocks: 0,
                 num_sliding_blocks: 0,
@@ -295,6 +297,7 @@ impl Layer {
                 num_query_heads,
                 num_kv_heads,
                 head_dim: 64,
+                dtype: KvDtype::Bf16,
                 block_size,
                 num_full_blocks: 2000,
                 num_sliding_blocks: 2000,
@@ -320,7 +323,7 @@ impl Layer {
         }
         let width = self.kv.num_query_heads * 64;
         let mut cache = device.kv_cache(&self.kv).unwrap();
-        let weights = device.linear(dense(&[(&self.weights, Some(&self.bias))])).unwrap();
+        let weights = device.linear(dense(&[(&self.weights, Some(&self.bias))]), DenseDtype::Bf16).unwrap();
         let sinks = device.sinks(to_bf16(&vec![-1.0; self.kv.num_query_heads])).unwrap();
         let mut batch = device.batch(limits(rows.len()), &ROPE, &self.kv).unwrap();
         let samples = device.samples(1).unwrap();

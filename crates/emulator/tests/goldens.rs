@@ -117,7 +117,7 @@ fn rank_logits<D: Device>(
         max_rows: room.max_rows,
     };
     let link = Mesh::new(&mut device, transport, place, placement).unwrap();
-    let seat = Room { num_homes: shape.data_parallel_size as usize, ..room.room(config) };
+    let seat = Room { num_homes: shape.data_parallel_size as usize, ..room.room(config, D::KV_DTYPES[0]) };
     let mut engine = GptOss::load(device, link, checkpoint, &spec, &seat, &mut |_| ()).unwrap();
     goldens::logits(&mut engine, prompt, room).unwrap()
 }

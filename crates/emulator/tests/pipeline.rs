@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use chorale_cuda::Cuda;
+use chorale_device::KvDtype;
 use chorale_emulator::{Emulator, Options};
 use chorale_kbench::goldens::GOLDENS;
 use chorale_link::local;
@@ -34,7 +35,7 @@ impl World {
     fn new(checkpoint: &Arc<Checkpoint>, sampling: SamplingParams) -> Self {
         let rank = Rank::start(Cuda::new(Emulator::new(Options::default()).unwrap())).unwrap();
         let config = checkpoint.config();
-        let room = LIMITS.room(config);
+        let room = LIMITS.room(config, KvDtype::Bf16);
         let assignment = Assignment {
             epoch: Epoch(1),
             shape: Shape::SOLO,

@@ -5,7 +5,9 @@
 
 use chorale_cuda::Cuda;
 use chorale_device::Precision::{Full, Half};
-use chorale_device::{BatchLimits, Columns, Cpu, Device, KvShape, Precision, RopeParams, Routed};
+use chorale_device::{
+    BatchLimits, Columns, Cpu, DenseDtype, Device, KvDtype, KvShape, Precision, RopeParams, Routed,
+};
 use chorale_device::{SliceColumns, Table};
 use chorale_emulator::{Emulator, Options};
 use chorale_kbench::reference::{self, Random, Rows, dense, to_bf16, to_f32};
@@ -67,6 +69,7 @@ fn tokens_are_looked_up_in_tables_of_any_width() {
             num_query_heads: 1,
             num_kv_heads: 1,
             head_dim: 64,
+            dtype: KvDtype::Bf16,
             block_size: 16,
             num_full_blocks: 9,
             num_sliding_blocks: 1,
@@ -155,7 +158,7 @@ fn route<D: Device>(device: &mut D, logits: &[Vec<f32>], top_k: usize) -> Vec<Ve
         |expert: usize, col: usize| logits.get(col).map_or(0.0, |row: &Vec<f32>| f64::from(row[expert]));
     let weights: Rows =
         (0..num_experts).map(|expert| (0..cols).map(|col| weight(expert, col)).collect()).collect();
-    let router = device.linear(dense(&[(&weights, None)])).unwrap();
+    let router = device.linear(dense(&[(&weights, None)]), DenseDtype::Bf16).unwrap();
     let normed = upload(device, &one_hot, Half);
     let mut routing = device.routing(num_rows, top_k).unwrap();
     device.route(&normed, &router, &mut routing).unwrap();

@@ -14,7 +14,7 @@ use crate::demands::Demands;
 use crate::failure::{Failure, Outcome};
 use crate::reference::{Rows, to_f32};
 use chorale_device::{
-    BatchLimits, Columns, Device, Draw, KvShape, Precision, RopeParams, SliceColumns, Table,
+    BatchLimits, Columns, Device, Draw, KvDtype, KvShape, Precision, RopeParams, SliceColumns, Table,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -137,6 +137,7 @@ fn no_pages(demands: &Demands) -> (RopeParams, KvShape) {
         num_query_heads: 1,
         num_kv_heads: 1,
         head_dim,
+        dtype: KvDtype::Bf16,
         block_size: 16,
         num_full_blocks: 0,
         num_sliding_blocks: 0,

@@ -145,7 +145,7 @@ pub fn engine<D: Device>(
 ) -> Result<GptOss<D, Solo<D>>, Failure> {
     let config = checkpoint.config();
     let link = Solo::new(&mut device, config.num_experts as u32)?;
-    let room = Room { has_halves: false, ..limits.room(config) };
+    let room = Room { has_halves: false, ..limits.room(config, D::KV_DTYPES[0]) };
     Ok(GptOss::load(device, link, checkpoint, &ShardSpec::whole(config), &room, &mut |_| ())?)
 }
 

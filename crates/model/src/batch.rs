@@ -270,6 +270,7 @@ fn draw(params: &SamplingParams, position: u32, sequence: u64, bounds: &Bounds) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use chorale_device::KvDtype;
     use chorale_plan::{BlockId, Rank};
 
     fn bounds() -> Bounds {
@@ -278,6 +279,7 @@ mod tests {
             num_query_heads: 1,
             num_kv_heads: 1,
             head_dim: 2,
+            dtype: KvDtype::Bf16,
             block_size: 4,
             num_full_blocks: 10,
             num_sliding_blocks: 5,

@@ -4,7 +4,7 @@
 
 use crate::config::ModelConfig;
 use crate::seat::Room;
-use chorale_device::BatchLimits;
+use chorale_device::{BatchLimits, KvDtype};
 use chorale_plan::{
     BlockId, BlockTable, Penalties, Rank, SamplingParams, SequenceId, SequenceSlice, SliceTokens, TokenCount,
     TokenId,
@@ -30,7 +30,7 @@ pub struct OfflineLimits {
 impl OfflineLimits {
     /// The room for all sequences at their longest. Sliding layers keep the
     /// window and one slice.
-    pub fn room(&self, config: &ModelConfig) -> Room {
+    pub fn room(&self, config: &ModelConfig, kv_dtype: KvDtype) -> Room {
         Room {
             limits: BatchLimits {
                 max_rows: self.max_rows,
@@ -41,6 +41,7 @@ impl OfflineLimits {
             block_size: self.block_size,
             num_full_blocks: self.num_sequences * self.full_pages(),
             num_sliding_blocks: self.num_sequences * self.sliding_pages(config),
+            kv_dtype,
             has_halves: false,
         }
     }

@@ -5,7 +5,7 @@ use crate::batch::{self, Bounds, PlanError, Sampled};
 use crate::config::ModelConfig;
 use crate::shard::{ShardSpec, Split};
 use chorale_device::Precision::{Full, Half};
-use chorale_device::{BatchLimits, Columns, Device, KvShape};
+use chorale_device::{BatchLimits, Columns, Device, KvDtype, KvShape};
 use chorale_plan::{SequenceId, SequenceSlice, StepPlan};
 use std::collections::HashMap;
 
@@ -22,6 +22,8 @@ pub struct Room {
     pub num_full_blocks: usize,
     /// Pages of the sliding layers.
     pub num_sliding_blocks: usize,
+    /// What keys and values are kept in.
+    pub kv_dtype: KvDtype,
     /// Room for a second half beside the first: for steps that are computed in two.
     pub has_halves: bool,
 }
@@ -88,6 +90,7 @@ impl<D: Device> Seat<D> {
             num_query_heads: spec.query_rows(config).len() / config.head_dim,
             num_kv_heads: spec.key_value_heads(config).len(),
             head_dim: config.head_dim,
+            dtype: room.kv_dtype,
             block_size: room.block_size,
             num_full_blocks: room.num_full_blocks,
             num_sliding_blocks: room.num_sliding_blocks,
@@ -168,7 +171,7 @@ impl<D: Device> AttentionRoom<D> {
         let members = (0..spec.group.count).map(|index| ShardSpec {
             group: Split { index, ..spec.group },
             experts: Vec::new(),
-            attention: true,
+            ..spec.clone()
         });
         let cols = |part: fn(&ShardSpec, &ModelConfig) -> std::ops::Range<usize>| {
             members.clone().map(|member| part(&member, config).len()).collect()

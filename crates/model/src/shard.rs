@@ -9,6 +9,7 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::config::ModelConfig;
+use chorale_device::DenseDtype;
 use chorale_plan::{Placement, Rank, Shape};
 use std::collections::HashSet;
 use std::ops::Range;
@@ -52,13 +53,21 @@ pub struct ShardSpec {
     /// Whether the rank runs attention. One that does holds embedding, norms and
     /// router whole; one that does not holds experts only.
     pub attention: bool,
+    /// In what the attention's products and the head are kept; the router stays
+    /// as it is, since what it chooses is not to be rounded.
+    pub dense_dtype: DenseDtype,
 }
 
 impl ShardSpec {
     /// Everything, for a rank that is alone.
     pub fn whole(config: &ModelConfig) -> Self {
         let all = (0..config.num_experts as u32).collect();
-        Self { group: Split::WHOLE, experts: vec![all; config.num_layers()], attention: true }
+        Self {
+            group: Split::WHOLE,
+            experts: vec![all; config.num_layers()],
+            attention: true,
+            dense_dtype: DenseDtype::Bf16,
+        }
     }
 
     /// The part of a rank in a world.
@@ -67,6 +76,7 @@ impl ShardSpec {
         let split = |group: Range<u32>| Split { index: (rank.0 - group.start) as usize, count: group.len() };
         let layers = 0..placement.layers.len();
         Self {
+            dense_dtype: DenseDtype::Bf16,
             attention: group.is_some(),
             group: group.map_or(Split::WHOLE, split),
             experts: layers.map(|layer| placement.experts_of(rank, layer)).collect(),

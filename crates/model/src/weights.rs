@@ -5,7 +5,7 @@
 use crate::checkpoint::{Checkpoint, CheckpointError, Fingerprint, LayerSource, dense_views, expert_views};
 use crate::shard::{ShardSpec, Split};
 use bytes::Bytes;
-use chorale_device::{Device, ExpertOrigin};
+use chorale_device::{DenseDtype, Device, ExpertOrigin};
 use std::ops::ControlFlow;
 
 /// How far loading has come.
@@ -49,6 +49,7 @@ pub struct Weights<D: Device> {
 /// Everything but the experts.
 pub(crate) struct Dense<D: Device> {
     split: Split,
+    dtype: DenseDtype,
     pub(crate) embedding: D::Embedding,
     pub(crate) layers: Vec<DenseLayer<D>>,
     pub(crate) norm: D::Norm,
@@ -92,7 +93,8 @@ impl<D: Device> Weights<D> {
         if self.checkpoint != Some(fingerprint) {
             *self = Self { checkpoint: Some(fingerprint), ..Self::default() };
         }
-        self.dense.take_if(|dense| !spec.attention || dense.split != spec.group);
+        self.dense
+            .take_if(|dense| !spec.attention || (dense.split, dense.dtype) != (spec.group, spec.dense_dtype));
         let progress = self.progress(checkpoint, spec)?;
         let mut loader = Loader { device, checkpoint, progress, on_progress };
         loader.tell()?;
@@ -136,9 +138,9 @@ impl<D: Device> Weights<D> {
 
     /// True if everything that a shard asks for is here.
     pub fn hold(&self, spec: &ShardSpec) -> bool {
-        let dense = self.dense.as_ref().map(|dense| dense.split);
+        let dense = self.dense.as_ref().map(|dense| (dense.split, dense.dtype));
         let numbers = self.experts.iter().map(|held| &held.numbers);
-        dense == spec.attention.then_some(spec.group) && numbers.eq(&spec.experts)
+        dense == spec.attention.then_some((spec.group, spec.dense_dtype)) && numbers.eq(&spec.experts)
     }
 
     pub(crate) fn dense(&self) -> Option<&Dense<D>> {
@@ -201,26 +203,26 @@ impl<D: Device> Loader<'_, D> {
         for index in 0..num_layers {
             let source = self.checkpoint.layer(index, &spec)?;
             self.count(source.views().into_iter().map(|view| view.1));
-            layers.push(self.layer(source).map_err(LoadError::Device)?);
+            layers.push(self.layer(source, spec.dense_dtype).map_err(LoadError::Device)?);
             self.tell()?;
         }
         let gain = self.checkpoint.final_norm()?;
         let source = self.checkpoint.head(&spec)?;
         self.count(dense_views("weight", "bias", &source).map(|view| view.1).chain([&gain]));
         let norm = self.norm(gain).map_err(LoadError::Device)?;
-        let head = self.device.linear(source).map_err(LoadError::Device)?;
+        let head = self.device.linear(source, spec.dense_dtype).map_err(LoadError::Device)?;
         self.tell()?;
-        Ok(Dense { split: spec.group, embedding, layers, norm, head })
+        Ok(Dense { split: spec.group, dtype: spec.dense_dtype, embedding, layers, norm, head })
     }
 
-    fn layer(&mut self, source: LayerSource) -> Result<DenseLayer<D>, D::Error> {
+    fn layer(&mut self, source: LayerSource, dtype: DenseDtype) -> Result<DenseLayer<D>, D::Error> {
         Ok(DenseLayer {
             input_norm: self.norm(source.input_norm)?,
-            qkv: self.device.linear(source.qkv)?,
+            qkv: self.device.linear(source.qkv, dtype)?,
             sinks: self.device.sinks(source.sinks)?,
-            output: self.device.linear(source.output)?,
+            output: self.device.linear(source.output, dtype)?,
             post_norm: self.norm(source.post_norm)?,
-            router: self.device.linear(source.router)?,
+            router: self.device.linear(source.router, DenseDtype::Bf16)?,
         })
     }
 

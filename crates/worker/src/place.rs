@@ -4,7 +4,7 @@
 use crate::pulse::Watched;
 use crate::rank::RankError;
 use crate::runner::{Reply, Shared, State, Taking};
-use chorale_device::{BatchLimits, Device};
+use chorale_device::{BatchLimits, Device, KvDtype};
 use chorale_link::{JoinError, Joining, LinkError, Member, Place};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::config::ModelConfig;
@@ -45,7 +45,7 @@ pub(crate) fn take<D: Device>(
     let Taking { place: number, assignment, checkpoint, transport, mut on_progress, reply } = taking;
     let config = checkpoint.config().clone();
     let is_current = || shared.places.load(Ordering::Relaxed) == number;
-    let made = make_room(&assignment, &config).and_then(|(place, room, spec)| {
+    let made = make_room(&assignment, &config, D::KV_DTYPES[0]).and_then(|(place, room, spec)| {
         // First: the others come at about the same time, and shards take their own.
         let transport = Box::new(Watched { transport, watch: Arc::clone(&shared.watch) });
         let joined = joining.join(&mut device, transport, place, assignment.placement);
@@ -88,7 +88,11 @@ pub(crate) fn take<D: Device>(
 }
 
 /// What an assignment asks of the device, checked: it comes from another process.
-fn make_room(assignment: &Assignment, config: &ModelConfig) -> Result<(Place, Room, ShardSpec), RankError> {
+fn make_room(
+    assignment: &Assignment,
+    config: &ModelConfig,
+    kv_dtype: KvDtype,
+) -> Result<(Place, Room, ShardSpec), RankError> {
     let Assignment { epoch, shape, rank, room, exchange, carrier, placement, .. } = assignment;
     let place = Place {
         epoch: *epoch,
@@ -123,6 +127,7 @@ fn make_room(assignment: &Assignment, config: &ModelConfig) -> Result<(Place, Ro
         block_size: room.block_size_tokens as usize,
         num_full_blocks: room.num_full_blocks as usize,
         num_sliding_blocks: room.num_sliding_blocks as usize,
+        kv_dtype,
         has_halves: exchange.overlap_min_rows.is_some() && shape.num_ranks > 1,
     };
     Ok((place, room, ShardSpec::of(*shape, *rank, placement)))

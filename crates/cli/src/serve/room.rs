@@ -4,7 +4,7 @@
 use crate::config::Config;
 use crate::device::DeviceKind;
 use crate::exit::UsageError;
-use chorale_device::BatchLimits;
+use chorale_device::{BatchLimits, KvDtype};
 use chorale_model::Room;
 use chorale_model::budget::{Budget, RankBudget};
 use chorale_model::config::ModelConfig;
@@ -68,6 +68,7 @@ pub(super) fn room(config: &ModelConfig, wanted: &Wanted) -> Result<Room, UsageE
         block_size,
         num_full_blocks: num_full as usize,
         num_sliding_blocks: num_sliding as usize,
+        kv_dtype: KvDtype::F32,
         has_halves: false,
     })
 }

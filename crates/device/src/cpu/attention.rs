@@ -16,6 +16,15 @@ pub(super) struct Attention<'a> {
     pub(super) sinks: &'a [f32],
 }
 
+/// Room that a thread keeps from query to query.
+#[derive(Default)]
+struct Scratch {
+    /// `[query heads, keys]`.
+    scores: Vec<f32>,
+    /// Keys or values of a page.
+    decoded: Vec<f32>,
+}
+
 /// The keys and values that one query sees.
 struct View<'a> {
     cache: &'a KvCache,
@@ -36,7 +45,7 @@ impl Attention<'_> {
         let slice_of_row = self.slice_of_row();
         // One task is one row and one KV head with all the query heads it serves.
         let tasks = context.par_chunks_mut(width).zip(queries.par_chunks(width)).enumerate();
-        tasks.for_each_init(Vec::new, |scores, (task, (context, queries))| {
+        tasks.for_each_init(Scratch::default, |scratch, (task, (context, queries))| {
             let (row, head) = (task / shape.num_kv_heads, task % shape.num_kv_heads);
             let position = self.columns.positions[row] as usize;
             let window = shape.windows[self.layer];
@@ -44,7 +53,7 @@ impl Attention<'_> {
             let table = self.cache.table(self.layer, &self.columns.slices[slice_of_row[row]]);
             let view = View { cache: self.cache, layer: self.layer, head, table, oldest, newest: position };
             let sinks = &self.sinks[head * heads_per_kv..][..heads_per_kv];
-            attend(&view, queries, sinks, scores, context);
+            attend(&view, queries, sinks, scratch, context);
         });
     }
 
@@ -79,7 +88,8 @@ impl View<'_> {
     "x86_64+avx+avx2+bmi1+bmi2+avx512f+avx512bw+avx512cd+avx512dq+avx512vl",
     "x86_64+avx+avx2+bmi1+bmi2",
 ))]
-fn attend(view: &View<'_>, queries: &[f32], sinks: &[f32], scores: &mut Vec<f32>, context: &mut [f32]) {
+fn attend(view: &View<'_>, queries: &[f32], sinks: &[f32], scratch: &mut Scratch, context: &mut [f32]) {
+    let Scratch { scores, decoded } = scratch;
     let head_dim = view.cache.shape.head_dim;
     let num_keys = view.newest + 1 - view.oldest;
     let scale = 1.0 / (head_dim as f32).sqrt();
@@ -87,7 +97,7 @@ fn attend(view: &View<'_>, queries: &[f32], sinks: &[f32], scores: &mut Vec<f32>
     scores.resize(num_keys * sinks.len(), 0.0);
     let mut index = 0;
     for (place, count) in view.runs() {
-        for key in view.cache.keys(place, count).chunks_exact(head_dim) {
+        for key in view.cache.keys(place, count, decoded).chunks_exact(head_dim) {
             lanes::dot_each(queries, key, |head, product| scores[head * num_keys + index] = product * scale);
             index += 1;
         }
@@ -107,7 +117,7 @@ fn attend(view: &View<'_>, queries: &[f32], sinks: &[f32], scores: &mut Vec<f32>
     context.fill(0.0);
     let mut index = 0;
     for (place, count) in view.runs() {
-        for value in view.cache.values(place, count).chunks_exact(head_dim) {
+        for value in view.cache.values(place, count, decoded).chunks_exact(head_dim) {
             for (head, context) in context.chunks_exact_mut(head_dim).enumerate() {
                 lanes::add_scaled(context, scores[head * num_keys + index], value);
             }

@@ -16,6 +16,7 @@ mod weights;
 
 use crate::columns::Columns;
 use crate::device::{BatchLimits, Choice, Device, Drawn, ExpertOrigin, Fetched, KvShape, Precision, Routed};
+use crate::dtype::{DenseDtype, KvDtype};
 use crate::rope::RopeParams;
 use crate::weights::{DenseSource, ExpertsSource};
 use attention::Attention;
@@ -117,13 +118,13 @@ pub struct Batch {
 }
 
 /// Zeroed room, or an error where the allocator has none.
-fn zeros(len: usize) -> Result<Vec<f32>, CpuError> {
-    let mut values: Vec<f32> = Vec::new();
-    let bytes = len.saturating_mul(size_of::<f32>());
+fn zeros<T: Copy + Default>(len: usize) -> Result<Vec<T>, CpuError> {
+    let mut values: Vec<T> = Vec::new();
+    let bytes = len.saturating_mul(size_of::<T>());
     values.try_reserve_exact(len).map_err(|_| CpuError::OutOfMemory { bytes })?;
     drop(values);
     // Zeroed pages come from the kernel as they are touched.
-    Ok(vec![0.0; len])
+    Ok(vec![T::default(); len])
 }
 
 impl Device for Cpu {
@@ -140,12 +141,14 @@ impl Device for Cpu {
     type Groups = Groups;
     type Samples = Vec<Drawn>;
 
-    fn linear(&mut self, source: DenseSource) -> Result<Linear, CpuError> {
-        Ok(Linear::new(source))
+    const KV_DTYPES: &[KvDtype] = &[KvDtype::F32, KvDtype::Bf16, KvDtype::Fp8];
+
+    fn linear(&mut self, source: DenseSource, dtype: DenseDtype) -> Result<Linear, CpuError> {
+        self.pool.install(|| Linear::new(source, dtype))
     }
 
     fn embedding(&mut self, source: DenseSource) -> Result<Linear, CpuError> {
-        Ok(Linear::new(source))
+        Linear::new(source, DenseDtype::Bf16)
     }
 
     fn norm(&mut self, gain: Bytes, eps: f32) -> Result<Norm, CpuError> {

@@ -1,14 +1,19 @@
 //! Weights as the portable device keeps them: views of the checkpoint's own
 //! bytes, decoded row by row where they are used. Nothing is copied but norms,
-//! sinks and biases, which are small and read as f32.
+//! sinks and biases, which are small and read as f32, and matrices that are
+//! asked for in eight bits.
 
+use super::CpuError;
 use crate::device::ExpertOrigin;
+use crate::dtype::DenseDtype;
+use crate::int8::quantize_row;
 use crate::mxfp4::{BLOCK, BLOCK_BYTES, decode_scale, element_bits};
 use crate::weights::{DenseSource, ExpertsSource, Mxfp4Source};
 use bytes::Bytes;
+use rayon::prelude::*;
 use std::sync::Arc;
 
-/// A bf16 matrix in runs of rows.
+/// A matrix in runs of rows.
 #[derive(Debug)]
 pub struct Linear {
     pub(super) cols: usize,
@@ -19,24 +24,30 @@ pub struct Linear {
 struct Part {
     first_row: usize,
     num_rows: usize,
-    weight: Bytes,
+    weight: Weight,
     bias: Vec<f32>,
 }
 
+#[derive(Debug)]
+enum Weight {
+    Bf16(Bytes),
+    Int8 { integers: Vec<i8>, scales: Vec<f32> },
+}
+
 impl Linear {
-    pub(super) fn new(source: DenseSource) -> Self {
+    pub(super) fn new(source: DenseSource, dtype: DenseDtype) -> Result<Self, CpuError> {
         let cols = source.cols;
         let mut first_row = 0;
         let parts = source.parts.into_iter().map(|part| {
             assert_eq!(part.weight.len(), part.rows * cols * 2, "bf16 weights [rows, cols]");
-            touch(&part.weight);
+            let weight = Weight::new(part.weight, cols, dtype)?;
             let bias = part.bias.map_or_else(Vec::new, |bias| decode_bf16(&bias));
             assert!(bias.is_empty() || bias.len() == part.rows, "a bias for each row");
-            let placed = Part { first_row, num_rows: part.rows, weight: part.weight, bias };
+            let placed = Part { first_row, num_rows: part.rows, weight, bias };
             first_row += part.rows;
-            placed
+            Ok(placed)
         });
-        Self { cols, parts: parts.collect() }
+        Ok(Self { cols, parts: parts.collect::<Result<_, _>>()? })
     }
 
     pub(super) fn num_rows(&self) -> usize {
@@ -46,7 +57,7 @@ impl Linear {
     /// Runs of rows that are contiguous in memory, as `(first row, rows)`.
     pub(super) fn runs(&self) -> impl Iterator<Item = (usize, Rows<'_>)> {
         self.parts.iter().map(|part| {
-            let values = Values::Bf16(&part.weight);
+            let values = part.weight.values();
             (part.first_row, Rows { num_rows: part.num_rows, values, bias: &part.bias })
         })
     }
@@ -54,7 +65,39 @@ impl Linear {
     /// Decodes one row.
     pub(super) fn row(&self, row: usize, out: &mut [f32]) {
         let part = self.parts.iter().rfind(|part| part.first_row <= row).expect("a row of the table");
-        Values::Bf16(&part.weight).decode_row(row - part.first_row, out);
+        part.weight.values().decode_row(row - part.first_row, out);
+    }
+}
+
+impl Weight {
+    fn new(bytes: Bytes, cols: usize, dtype: DenseDtype) -> Result<Self, CpuError> {
+        match dtype {
+            DenseDtype::Bf16 => {
+                touch(&bytes);
+                Ok(Self::Bf16(bytes))
+            }
+            DenseDtype::Int8 => {
+                let num_rows = bytes.len() / (2 * cols);
+                let mut integers = super::zeros(num_rows * cols)?;
+                let mut scales = super::zeros(num_rows)?;
+                let rows = integers.par_chunks_exact_mut(cols).zip(&mut scales).enumerate();
+                rows.for_each_init(
+                    || vec![0.0; cols],
+                    |decoded, (row, (integers, scale))| {
+                        Values::Bf16(&bytes).decode_row(row, decoded);
+                        *scale = quantize_row(decoded, integers);
+                    },
+                );
+                Ok(Self::Int8 { integers, scales })
+            }
+        }
+    }
+
+    fn values(&self) -> Values<'_> {
+        match self {
+            Self::Bf16(bytes) => Values::Bf16(bytes),
+            Self::Int8 { integers, scales } => Values::Int8 { integers, scales },
+        }
     }
 }
 
@@ -146,6 +189,7 @@ pub(super) struct Rows<'a> {
 #[derive(Clone, Copy)]
 enum Values<'a> {
     Bf16(&'a [u8]),
+    Int8 { integers: &'a [i8], scales: &'a [f32] },
     Mxfp4 { blocks: &'a [u8], scales: &'a [u8] },
 }
 
@@ -170,6 +214,12 @@ impl Values<'_> {
                 let row = &bytes[row * cols * 2..][..cols * 2];
                 for (out, bits) in out.iter_mut().zip(row.as_chunks::<2>().0) {
                     *out = f32::from_bits(u32::from(u16::from_le_bytes(*bits)) << 16);
+                }
+            }
+            Self::Int8 { integers, scales } => {
+                let integers = &integers[row * cols..][..cols];
+                for (out, integer) in out.iter_mut().zip(integers) {
+                    *out = f32::from(*integer) * scales[row];
                 }
             }
             Self::Mxfp4 { blocks, scales } => {

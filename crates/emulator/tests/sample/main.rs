@@ -12,7 +12,7 @@ mod steps;
 
 use chorale_cuda::Cuda;
 use chorale_device::Precision::Full;
-use chorale_device::{BatchLimits, Columns, Cpu, Device, Draw, Drawn, KvShape, RopeParams};
+use chorale_device::{BatchLimits, Columns, Cpu, Device, Draw, Drawn, KvDtype, KvShape, RopeParams};
 use chorale_device::{SliceColumns, Table};
 use chorale_emulator::{Emulator, Options};
 use chorale_kbench::reference::Random;
@@ -37,6 +37,7 @@ fn batch<D: Device>(device: &mut D, rows: usize) -> D::Batch {
         num_query_heads: 1,
         num_kv_heads: 1,
         head_dim: 64,
+        dtype: KvDtype::Bf16,
         block_size: 16,
         num_full_blocks: 1,
         num_sliding_blocks: 1,

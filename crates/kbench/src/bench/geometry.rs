@@ -4,7 +4,7 @@
 use crate::noise;
 use crate::reference::Random;
 use bytes::Bytes;
-use chorale_device::{KvShape, RopeParams};
+use chorale_device::{KvDtype, KvShape, RopeParams};
 use chorale_model::checkpoint::{Checkpoint, CheckpointError};
 use chorale_model::config::ModelConfig;
 use serde_json::json;
@@ -165,6 +165,7 @@ impl Geometry {
             num_query_heads: self.heads,
             num_kv_heads: self.kv_heads,
             head_dim: HEAD_DIM,
+            dtype: KvDtype::Bf16,
             block_size: BLOCK_SIZE,
             num_full_blocks: num_blocks,
             num_sliding_blocks: num_blocks,

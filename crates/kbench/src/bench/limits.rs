@@ -10,8 +10,8 @@ use super::report::{Measurement, Report};
 use crate::noise;
 use crate::reference::Random;
 use chorale_cuda::GpuError;
-use chorale_device::Device;
 use chorale_device::Precision::Half;
+use chorale_device::{DenseDtype, Device};
 
 const COPIES: usize = 8;
 
@@ -95,7 +95,7 @@ fn multiply(machine: &Machine, extent: &Extent) -> Result<f64, GpuError> {
     let size = extent.product;
     let mut meter = Meter::new(machine, extent.rounds);
     let device = &mut meter.device;
-    let weights = device.linear(noise::dense(&mut Random(1), size, size, false))?;
+    let weights = device.linear(noise::dense(&mut Random(1), size, size, false), DenseDtype::Bf16)?;
     let mut rows = device.matrix(size, size, Half)?;
     device.write(&noise::activations(&mut Random(2), size * size), &mut rows)?;
     let mut out = device.matrix(size, size, Half)?;

@@ -14,7 +14,7 @@ use crate::noise;
 use crate::reference::Random;
 use chorale_cuda::{Cuda, GpuError};
 use chorale_device::Precision::{Full, Half};
-use chorale_device::{BatchLimits, Columns, Device, Draw, RopeParams, SliceColumns, Table};
+use chorale_device::{BatchLimits, Columns, DenseDtype, Device, Draw, RopeParams, SliceColumns, Table};
 
 type Matrix = <Cuda as Device>::Matrix;
 
@@ -74,7 +74,7 @@ impl Bench<'_> {
             let source = noise::dense(&mut Random(1), outputs, cols, true);
             let mut weights = Vec::with_capacity(count);
             for _ in 0..count {
-                weights.push(self.meter.device.linear(source.clone())?);
+                weights.push(self.meter.device.linear(source.clone(), DenseDtype::Bf16)?);
             }
             for &rows in rows {
                 let input = self.rows(rows, cols)?;
@@ -102,7 +102,8 @@ impl Bench<'_> {
         let Geometry { hidden: width, experts, top_k, .. } = *self.geometry;
         let gain = noise::bf16(&mut Random(1), width);
         let norm = self.meter.device.norm(gain, 1e-5)?;
-        let router = self.meter.device.linear(noise::dense(&mut Random(2), experts, width, true))?;
+        let router =
+            self.meter.device.linear(noise::dense(&mut Random(2), experts, width, true), DenseDtype::Bf16)?;
         for &rows in rows {
             let delta = self.rows(rows, width)?;
             let outputs = self.rows(rows * top_k, width)?;
@@ -136,7 +137,7 @@ impl Bench<'_> {
         }
         let Geometry { hidden, vocab, .. } = *self.geometry;
         let source = noise::dense(&mut Random(1), vocab, hidden, false);
-        let weights = self.meter.device.linear(source)?;
+        let weights = self.meter.device.linear(source, DenseDtype::Bf16)?;
         for &rows in &self.extent.decodes {
             let input = self.rows(rows, hidden)?;
             let device = &mut self.meter.device;

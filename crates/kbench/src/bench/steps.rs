@@ -8,6 +8,7 @@ use super::report::{Measurement, Report};
 use crate::failure::{Failure, ensure};
 use crate::reference::Random;
 use chorale_cuda::Cuda;
+use chorale_device::KvDtype;
 use chorale_link::Solo;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
@@ -106,8 +107,9 @@ impl<'a> Model<'a> {
             .take()
             .ok_or_else(|| Failure("the model was lost to an earlier failure".to_owned()))?;
         let config = self.checkpoint.config();
-        let made = Solo::new(&mut device, config.num_experts as u32)
-            .and_then(|link| Ok((link, Seat::new(&mut device, config, &self.spec, &limits.room(config))?)));
+        let made = Solo::new(&mut device, config.num_experts as u32).and_then(|link| {
+            Ok((link, Seat::new(&mut device, config, &self.spec, &limits.room(config, KvDtype::Bf16))?))
+        });
         let (link, seat) = match made {
             Ok(made) => made,
             Err(error) => {

@@ -6,7 +6,7 @@ use crate::demands::Demands;
 use crate::failure::{Outcome, Tolerance, close, ensure};
 use crate::reference::{self, Experts, Random, Rows};
 use chorale_device::Precision::{Full, Half};
-use chorale_device::{Device, Routed};
+use chorale_device::{DenseDtype, Device, Routed};
 
 /// Rows, hidden, intermediate, experts, choices of each row.
 const SHAPES: [(usize, usize, usize, usize, usize); 10] = [
@@ -115,7 +115,7 @@ pub(super) fn crowds<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
         let mut bias = vec![0.0; num_experts];
         (bias[7], bias[2]) = (4.0, 3.0);
         let router = vec![vec![0.0; hidden]; num_experts];
-        let router = device.linear(reference::dense(&[(&router, Some(&bias))]))?;
+        let router = device.linear(reference::dense(&[(&router, Some(&bias))]), DenseDtype::Bf16)?;
         let mut routing = device.routing(num_rows, 2)?;
         device.route(&input, &router, &mut routing)?;
         let choices = device.read_routing(&routing)?;
@@ -142,7 +142,7 @@ pub(super) fn route<D: Device>(
     (num_experts, top_k): (usize, usize),
 ) -> Result<D::Routing, D::Error> {
     let weights = random.rows(num_experts, hidden, 1.0);
-    let router = device.linear(reference::dense(&[(&weights, None)]))?;
+    let router = device.linear(reference::dense(&[(&weights, None)]), DenseDtype::Bf16)?;
     let mut routing = device.routing(num_rows, top_k)?;
     device.route(input, &router, &mut routing)?;
     Ok(routing)

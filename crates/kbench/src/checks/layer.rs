@@ -8,7 +8,8 @@ use crate::noise;
 use crate::reference::Random;
 use chorale_device::Precision::{Full, Half};
 use chorale_device::{
-    Columns, Cpu, DenseSource, Device, ExpertsSource, KvShape, Routed, SliceColumns, Table,
+    Columns, Cpu, DenseDtype, DenseSource, Device, ExpertsSource, KvDtype, KvShape, Routed, SliceColumns,
+    Table,
 };
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -79,14 +80,18 @@ impl Layer {
             num_query_heads: self.num_heads,
             num_kv_heads: self.num_kv_heads,
             head_dim: HEAD_DIM,
+            dtype: KvDtype::Bf16,
             block_size: BLOCK_SIZE,
             num_full_blocks: PROMPTS.len() * pages_each,
             num_sliding_blocks: PROMPTS.len() * pages_each,
         };
         let max_rows: usize = PROMPTS.iter().sum();
         let rope = demands.rope(HEAD_DIM);
-        let (qkv, output) = (device.linear(self.qkv.clone())?, device.linear(self.output.clone())?);
-        let router = device.linear(self.router.clone())?;
+        let (qkv, output) = (
+            device.linear(self.qkv.clone(), DenseDtype::Bf16)?,
+            device.linear(self.output.clone(), DenseDtype::Bf16)?,
+        );
+        let router = device.linear(self.router.clone(), DenseDtype::Bf16)?;
         let experts = device.experts(self.experts.clone())?;
         let norm = device.norm(self.gain.clone(), 1e-5)?;
         let sinks = device.sinks(self.sinks.clone())?;

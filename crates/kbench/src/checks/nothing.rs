@@ -6,7 +6,7 @@ use crate::demands::Demands;
 use crate::failure::{Outcome, ensure};
 use crate::reference::{Experts, Random, dense, to_bf16};
 use chorale_device::Precision::{Full, Half};
-use chorale_device::{Columns, Device, KvShape};
+use chorale_device::{Columns, DenseDtype, Device, KvDtype, KvShape};
 
 pub(super) fn no_rows<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
     let random = &mut Random(demands.seed + 1);
@@ -15,9 +15,9 @@ pub(super) fn no_rows<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
     let (num_heads, num_kv_heads) = (2, 1);
     let weights = random.rows(32, hidden_size, 1.0);
     let qkv = random.rows((num_heads + 2 * num_kv_heads) * head_dim, hidden_size, 1.0);
-    let linear = device.linear(dense(&[(&weights, None)]))?;
-    let qkv = device.linear(dense(&[(&qkv, None)]))?;
-    let router = device.linear(dense(&[(&weights[..num_experts], None)]))?;
+    let linear = device.linear(dense(&[(&weights, None)]), DenseDtype::Bf16)?;
+    let qkv = device.linear(dense(&[(&qkv, None)]), DenseDtype::Bf16)?;
+    let router = device.linear(dense(&[(&weights[..num_experts], None)]), DenseDtype::Bf16)?;
     let table = device.embedding(dense(&[(&weights, None)]))?;
     let norm = device.norm(to_bf16(&vec![1.0; hidden_size]), 1e-5)?;
     let sinks = device.sinks(to_bf16(&vec![0.0; num_heads]))?;
@@ -27,6 +27,7 @@ pub(super) fn no_rows<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
         num_query_heads: num_heads,
         num_kv_heads,
         head_dim,
+        dtype: KvDtype::Bf16,
         block_size: 8,
         num_full_blocks: 1,
         num_sliding_blocks: 1,

@@ -5,7 +5,7 @@ use crate::failure::{Failure, Outcome, Tolerance, close, ensure};
 use crate::noise;
 use crate::reference::Random;
 use chorale_device::Precision::{Full, Half};
-use chorale_device::{Cpu, DenseSource, Device, ExpertsSource, Routed};
+use chorale_device::{Cpu, DenseDtype, DenseSource, Device, ExpertsSource, Routed};
 use std::num::NonZeroUsize;
 
 /// A layer's matrices and rows that meet them.
@@ -55,10 +55,10 @@ impl Case {
         let Self { hidden, num_rows, top_k, .. } = *self;
         let mut rows = device.matrix(num_rows, hidden, Half)?;
         device.write(&self.values, &mut rows)?;
-        let weights = device.linear(self.weights.clone())?;
+        let weights = device.linear(self.weights.clone(), DenseDtype::Bf16)?;
         let mut projected = device.matrix(num_rows, self.outputs, Half)?;
         device.project(&rows, &weights, &mut projected)?;
-        let router = device.linear(self.router.clone())?;
+        let router = device.linear(self.router.clone(), DenseDtype::Bf16)?;
         let mut routing = device.routing(num_rows, top_k)?;
         device.route(&rows, &router, &mut routing)?;
         let experts = device.experts(self.experts.clone())?;

@@ -6,7 +6,7 @@ use crate::demands::Demands;
 use crate::failure::{Outcome, Tolerance, close, ensure, same};
 use crate::reference::{self, Random, Rows, dense};
 use chorale_device::Precision::{Full, Half};
-use chorale_device::{Columns, Device, Feed};
+use chorale_device::{Columns, DenseDtype, Device, Feed};
 
 /// Rows, inputs and outputs.
 const SHAPES: [(usize, usize, usize); 13] = [
@@ -63,7 +63,7 @@ pub(super) fn projections<D: Device>(device: &mut D, demands: &Demands) -> Outco
         let split = outputs / 3;
         let source =
             dense(&[(&weights[..split], Some(&bias[..split])), (&weights[split..], Some(&bias[split..]))]);
-        let linear = device.linear(source)?;
+        let linear = device.linear(source, DenseDtype::Bf16)?;
         let input = upload(device, &rows, Half)?;
         let mut out = device.matrix(num_rows, outputs, Half)?;
         device.project(&input, &linear, &mut out)?;
@@ -83,8 +83,9 @@ pub(super) fn crowds<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
     let (rope, kv) = no_pages(demands);
     for (outputs, num_experts) in [(16, 16), (200, 33), (1100, 256)] {
         let weights = random.rows(outputs, cols, 1.0);
-        let linear = device.linear(dense(&[(&weights, None)]))?;
-        let router = device.linear(dense(&[(&weights[..num_experts.min(outputs)], None)]))?;
+        let linear = device.linear(dense(&[(&weights, None)]), DenseDtype::Bf16)?;
+        let router =
+            device.linear(dense(&[(&weights[..num_experts.min(outputs)], None)]), DenseDtype::Bf16)?;
         for num_rows in [20, 40, 64, 100, 260, 600] {
             let rows = random.rows(num_rows, cols, 1.0);
             let input = upload(device, &rows, Half)?;
@@ -122,7 +123,7 @@ pub(super) fn company<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
     for cols in [48, 61, 320] {
         let cols = demands.cols(cols);
         let weights = random.rows(70, cols, 1.0);
-        let linear = device.linear(dense(&[(&weights, None)]))?;
+        let linear = device.linear(dense(&[(&weights, None)]), DenseDtype::Bf16)?;
         for num_rows in [2, 7, 30, 131] {
             let rows = random.rows(num_rows, cols, 2.0);
             let mut project = |rows: &Rows| -> Result<Vec<f32>, D::Error> {
@@ -203,7 +204,7 @@ pub(super) fn router<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
             let rows = random.rows(num_rows, cols, 1.0);
             let weights = random.rows(num_experts, cols, 0.5);
             let bias = random.row(num_experts, 0.5);
-            let router = device.linear(dense(&[(&weights, Some(&bias))]))?;
+            let router = device.linear(dense(&[(&weights, Some(&bias))]), DenseDtype::Bf16)?;
             let input = upload(device, &rows, Half)?;
             let mut routing = device.routing(num_rows, top_k)?;
             device.route(&input, &router, &mut routing)?;
@@ -244,7 +245,8 @@ pub(super) fn router<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
 pub(super) fn router_ties<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
     for (num_experts, top_k) in [(5, 3), (128, 4), (33, 8)] {
         let cols = demands.cols(32);
-        let router = device.linear(dense(&[(&vec![vec![1.0; cols]; num_experts], None)]))?;
+        let router =
+            device.linear(dense(&[(&vec![vec![1.0; cols]; num_experts], None)]), DenseDtype::Bf16)?;
         let input = upload(device, &vec![vec![0.5; cols]; 3], Half)?;
         let mut routing = device.routing(3, top_k)?;
         device.route(&input, &router, &mut routing)?;
@@ -264,7 +266,7 @@ pub(super) fn head<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
     let random = &mut Random(demands.seed + 3);
     let rows = random.rows(6, 32, 1.0);
     let weights = random.rows(777, 32, 1.0);
-    let head = device.linear(dense(&[(&weights, None)]))?;
+    let head = device.linear(dense(&[(&weights, None)]), DenseDtype::Bf16)?;
     let input = upload(device, &rows, Half)?;
     let (rope, kv) = no_pages(demands);
     let mut batch = device.batch(limits(6), &rope, &kv)?;

@@ -1,7 +1,8 @@
 //! Random layers of experts, and worlds that exchange rows with them.
 
 use chorale_device::{
-    Cpu, CpuError, DensePart, DenseSource, Device, ExpertsSource, Mxfp4Part, Mxfp4Source, Precision,
+    Cpu, CpuError, DenseDtype, DensePart, DenseSource, Device, ExpertsSource, Mxfp4Part, Mxfp4Source,
+    Precision,
 };
 use chorale_link::{Half, Home, Link, LinkError, LocalTransport, Mesh, Place, Solo, Transport, local};
 use chorale_plan::{Carrier, Epoch, ExchangeOptions, Placement, Rank, RowFormat, Shape};
@@ -133,7 +134,7 @@ pub(crate) fn step<L: Link<Cpu>>(
     link.begin(4);
     for layer in 0..model.num_layers() {
         let experts = device.experts(model.pick(layer, &experts_of(layer)))?;
-        let router = device.linear(model.routers[layer].clone())?;
+        let router = device.linear(model.routers[layer].clone(), DenseDtype::Bf16)?;
         device.route(&normed, &router, &mut routing)?;
         link.begin_dispatch(device, Half::First, &normed, &routing)?;
         let arrived = link.end_dispatch(device, Half::First, &normed, &routing)?;

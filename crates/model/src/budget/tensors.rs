@@ -4,6 +4,7 @@
 use super::{BudgetError, World};
 use crate::config::ModelConfig;
 use crate::shard::{ShardSpec, Split, split};
+use chorale_device::DenseDtype;
 use serde::Serialize;
 use std::ops::Range;
 
@@ -131,7 +132,12 @@ impl Place {
     /// What the rank asks a checkpoint for.
     pub(super) fn spec(self, config: &ModelConfig) -> ShardSpec {
         let experts: Vec<u32> = self.of_world(config.num_experts).map(|expert| expert as u32).collect();
-        ShardSpec { group: self.split(), experts: vec![experts; config.num_layers()], attention: true }
+        ShardSpec {
+            group: self.split(),
+            experts: vec![experts; config.num_layers()],
+            attention: true,
+            dense_dtype: DenseDtype::Bf16,
+        }
     }
 
     fn split(self) -> Split {

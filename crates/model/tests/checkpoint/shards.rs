@@ -3,6 +3,7 @@
 use crate::opens::contents;
 use crate::support::fixture;
 use crate::writer::Geometry;
+use chorale_device::DenseDtype;
 use chorale_model::checkpoint::{Checkpoint, CheckpointError};
 use chorale_model::shard::{ShardSpec, Split};
 use std::collections::BTreeMap;
@@ -21,7 +22,12 @@ pub(crate) fn check_parts_make_the_whole(checkpoint: &Checkpoint, count: usize) 
         // Experts are dealt out like cards, so that a rank's are not contiguous.
         let deal = |experts: &Vec<u32>| experts.iter().copied().skip(index).step_by(count).collect();
         let experts = all.experts.iter().map(deal).collect();
-        let spec = ShardSpec { group: Split { index, count }, experts, attention: true };
+        let spec = ShardSpec {
+            group: Split { index, count },
+            experts,
+            attention: true,
+            dense_dtype: DenseDtype::Bf16,
+        };
         let mut seen = BTreeMap::new();
         let part = contents(checkpoint, &spec);
         let size = checkpoint.shard_size(&spec).unwrap();
@@ -62,8 +68,12 @@ fn uneven_runs_follow_the_key_value_heads() {
     let (_dir, checkpoint) = Geometry { kv_heads: 5, vocab: 23, ..Geometry::SMALL }.hugging_face();
     let config = checkpoint.config();
     let experts = vec![vec![4, 1]; config.num_layers()];
-    let spec =
-        |index| ShardSpec { group: Split { index, count: 3 }, experts: experts.clone(), attention: true };
+    let spec = |index| ShardSpec {
+        group: Split { index, count: 3 },
+        experts: experts.clone(),
+        attention: true,
+        dense_dtype: DenseDtype::Bf16,
+    };
     let ranges = |index| {
         let spec = spec(index);
         (
@@ -94,7 +104,12 @@ fn uneven_runs_follow_the_key_value_heads() {
 fn experts_come_in_the_order_that_is_asked_for() {
     let (_dir, checkpoint) = Geometry::SMALL.hugging_face();
     let whole = checkpoint.experts(0, &[0, 1, 2, 3, 4]).unwrap();
-    let spec = ShardSpec { group: Split::WHOLE, experts: vec![vec![3, 0], vec![1]], attention: false };
+    let spec = ShardSpec {
+        group: Split::WHOLE,
+        experts: vec![vec![3, 0], vec![1]],
+        attention: false,
+        dense_dtype: DenseDtype::Bf16,
+    };
     let some = checkpoint.experts(0, &spec.experts[0]).unwrap();
     for (local, global) in [3, 0].into_iter().enumerate() {
         assert_eq!(some.gate_up.experts[local].blocks, whole.gate_up.experts[global].blocks);

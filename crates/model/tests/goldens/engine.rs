@@ -1,7 +1,7 @@
 //! The engine under test: the portable device, alone.
 
 use crate::tensors::fixtures;
-use chorale_device::{Cpu, Device, Routed};
+use chorale_device::{Cpu, Device, KvDtype, Routed};
 use chorale_link::Solo;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
@@ -37,7 +37,7 @@ impl Bench {
         let mut device = Cpu::new(NonZeroUsize::new(2)).unwrap();
         let link = Solo::new(&mut device, config.num_experts as u32).unwrap();
         let spec = ShardSpec::whole(config);
-        let room = Room { has_halves: true, ..limits.room(config) };
+        let room = Room { has_halves: true, ..limits.room(config, KvDtype::F32) };
         let engine = GptOss::load(device, link, &checkpoint, &spec, &room, &mut |_| ()).unwrap();
         Self { engine, limits, in_halves: |_| false }
     }

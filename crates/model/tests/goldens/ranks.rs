@@ -3,7 +3,7 @@
 use crate::MODELS;
 use crate::engine::{Bench, limits};
 use crate::tensors::{Goldens, fixtures};
-use chorale_device::Cpu;
+use chorale_device::{Cpu, KvDtype};
 use chorale_link::{Mesh, Place, Transport, local};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
@@ -76,7 +76,7 @@ fn logits(checkpoint: &Checkpoint, shape: Shape, prompts: &[Vec<TokenId>]) -> Ve
     let home = |home: usize| slices(checkpoint, &prompts[home], limits);
     let homes: Vec<Vec<SequenceSlice>> = (0..shape.data_parallel_size as usize).map(home).collect();
     let num_steps = homes.iter().map(Vec::len).max().unwrap();
-    let room = limits.room(checkpoint.config());
+    let room = limits.room(checkpoint.config(), KvDtype::F32);
     let transports = local(shape.num_ranks, Duration::from_secs(10));
     std::thread::scope(|scope| {
         let ranks: Vec<_> = shape.ranks().zip(transports).collect();

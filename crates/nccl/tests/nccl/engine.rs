@@ -4,6 +4,7 @@
 use crate::fake;
 use crate::world::{PATIENCE, gpu};
 use chorale_cuda::Cuda;
+use chorale_device::KvDtype;
 use chorale_link::{Link, Member, Place, Solo};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
@@ -108,7 +109,7 @@ fn alone(
     let mut device = gpu(50);
     let link = Solo::new(&mut device, config.num_experts as u32).unwrap();
     let spec = ShardSpec::of(Shape::SOLO, Rank(0), &Placement::solo(config.num_layers(), config.num_experts));
-    let room = Room { has_halves, ..LIMITS.room(config) };
+    let room = Room { has_halves, ..LIMITS.room(config, KvDtype::Bf16) };
     let mut engine = GptOss::load(device, link, checkpoint, &spec, &room, &mut |_| ()).unwrap();
     let homes = Shape { tensor_parallel_size: 1, data_parallel_size: num_homes, num_ranks: num_homes };
     generate(&mut engine, checkpoint, (homes, Rank(home), has_halves), |_, _| ())
@@ -147,7 +148,7 @@ fn rank(
         bring_up(&mut transport, library, Beginning { epoch, shape, rank, timeout: PATIENCE }).unwrap();
     let link = NcclLink::new(&mut device, comms, Box::new(transport), place, placement).unwrap();
     let num_homes = shape.data_parallel_size as usize;
-    let room = Room { num_homes, has_halves, ..LIMITS.room(config) };
+    let room = Room { num_homes, has_halves, ..LIMITS.room(config, KvDtype::Bf16) };
     let mut engine = GptOss::load(device, link, checkpoint, &spec, &room, &mut |_| ()).unwrap();
     generate(&mut engine, checkpoint, (shape, rank, has_halves), |engine, plan| {
         assert_eq!(engine.link().check_plan(plan), Ok(()));

@@ -2,7 +2,9 @@
 //! them over the stand-in.
 
 use chorale_cuda::{Cuda, GpuError};
-use chorale_device::{DensePart, DenseSource, Device, ExpertsSource, Mxfp4Part, Mxfp4Source, Precision};
+use chorale_device::{
+    DenseDtype, DensePart, DenseSource, Device, ExpertsSource, Mxfp4Part, Mxfp4Source, Precision,
+};
 use chorale_emulator::{Emulator, Options};
 use chorale_link::{Half, Home, Link, LinkError, LocalTransport, Member, Place, Solo};
 use chorale_nccl::{Beginning, Library, NcclLink, bring_up};
@@ -180,7 +182,7 @@ impl Bench {
         let mut homed = Homed::default();
         for layer in 0..model.num_layers() {
             let experts = device.experts(model.pick(layer, &experts_of(layer)))?;
-            let router = device.linear(model.routers[layer].clone())?;
+            let router = device.linear(model.routers[layer].clone(), DenseDtype::Bf16)?;
             for &half in halves {
                 let at = half as usize;
                 if home.is_some() {

@@ -1,7 +1,7 @@
 //! What a plan must hold whatever the step is.
 
 use super::*;
-use chorale_device::SliceColumns;
+use chorale_device::{KvDtype, SliceColumns};
 
 const HEADS: [(u32, u32); 6] = [(1, 1), (1, 8), (2, 3), (3, 2), (8, 8), (16, 1)];
 const LENGTHS: [u32; 12] = [1, 2, 16, 63, 128, 255, 256, 257, 2049, 8192, 8193, 131_072];
@@ -104,6 +104,7 @@ fn partial_results_stay_within_their_room() {
         num_query_heads: 64,
         num_kv_heads: 8,
         head_dim: 64,
+        dtype: KvDtype::Bf16,
         block_size: 64,
         num_full_blocks: 1000,
         num_sliding_blocks: 1000,

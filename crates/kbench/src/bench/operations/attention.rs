@@ -7,7 +7,7 @@ use crate::noise;
 use crate::reference::Random;
 use chorale_cuda::{Cuda, GpuError};
 use chorale_device::Precision::Half;
-use chorale_device::{Columns, Device, SliceColumns, Table};
+use chorale_device::{Columns, DenseDtype, Device, SliceColumns, Table};
 use std::ops::Range;
 
 /// Layers that decoding rotates through at most.
@@ -71,7 +71,7 @@ impl Bench<'_> {
         let num_blocks = num_sequences * positions.end.div_ceil(BLOCK_SIZE);
         let kv = geometry.kv_shape(vec![window; num_layers], num_blocks);
         let mut cache = device.kv_cache(&kv)?;
-        let weights = device.linear(noise::dense(&mut Random(1), qkv, hidden, true))?;
+        let weights = device.linear(noise::dense(&mut Random(1), qkv, hidden, true), DenseDtype::Bf16)?;
         let sinks = device.sinks(noise::bf16(&mut Random(2), geometry.heads))?;
         let samples = device.samples(1)?;
 

@@ -6,8 +6,8 @@ use crate::bench::limits::Work;
 use crate::noise;
 use crate::reference::Random;
 use chorale_cuda::GpuError;
-use chorale_device::Device;
 use chorale_device::Precision::Half;
+use chorale_device::{DenseDtype, Device};
 use std::collections::HashSet;
 
 /// Batches of rows that take turns.
@@ -21,7 +21,8 @@ impl Bench<'_> {
         let Geometry { hidden, experts: num_experts, top_k, .. } = *self.geometry;
         let device = &mut self.meter.device;
         let experts = device.experts(noise::experts(&mut Random(1), num_experts, hidden, hidden))?;
-        let router = device.linear(noise::dense(&mut Random(2), num_experts, hidden, true))?;
+        let router =
+            device.linear(noise::dense(&mut Random(2), num_experts, hidden, true), DenseDtype::Bf16)?;
         let all: Vec<u32> = (0..num_experts as u32).collect();
         for &rows in rows {
             let device = &mut self.meter.device;

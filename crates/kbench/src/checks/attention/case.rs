@@ -7,7 +7,7 @@ use crate::demands::Demands;
 use crate::failure::Failure;
 use crate::reference::{self, Random, Rows, to_bf16, to_f32};
 use chorale_device::Precision::Half;
-use chorale_device::{Columns, Device, KvShape, SliceColumns, Table};
+use chorale_device::{Columns, DenseDtype, Device, KvDtype, KvShape, SliceColumns, Table};
 use std::ops::Range;
 
 /// How an attention layer is built.
@@ -68,6 +68,7 @@ impl Shape {
             num_query_heads: self.num_heads,
             num_kv_heads: self.num_kv_heads,
             head_dim: self.head_dim,
+            dtype: KvDtype::Bf16,
             block_size: self.block_size,
             num_full_blocks: num_blocks,
             num_sliding_blocks: num_blocks,
@@ -157,7 +158,7 @@ impl Case {
         let pages = shape.oldest(first) / shape.block_size..(first + rows.len()).div_ceil(shape.block_size);
         let kv = shape.kv_shape(pages.len());
         let mut cache = device.kv_cache(&kv)?;
-        let weights = device.linear(source(self))?;
+        let weights = device.linear(source(self), DenseDtype::Bf16)?;
         let samples = device.samples(1)?;
         let mut batch = device.batch(limits(rows.len()), &demands.rope(shape.head_dim), &kv)?;
         let mut input = device.matrix(rows.len(), rows[0].len(), Half)?;
@@ -193,7 +194,7 @@ impl Case {
         let max_rows: usize = steps.iter().map(num_rows).max().unwrap_or(0);
         let kv = shape.kv_shape(num_blocks);
         let mut cache = device.kv_cache(&kv)?;
-        let weights = device.linear(source(self))?;
+        let weights = device.linear(source(self), DenseDtype::Bf16)?;
         let sinks = device.sinks(to_bf16(&self.sinks))?;
         let samples = device.samples(1)?;
         let mut batch = device.batch(limits(max_rows), &demands.rope(shape.head_dim), &kv)?;
