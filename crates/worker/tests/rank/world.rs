@@ -76,7 +76,7 @@ pub(crate) fn assignment(
     rank: RankId,
     placement: Placement,
 ) -> Assignment {
-    let room = LIMITS.room(checkpoint.config());
+    let room = LIMITS.room(checkpoint.config(), chorale_device::KvDtype::F32);
     Assignment {
         epoch: Epoch(epoch),
         shape,
