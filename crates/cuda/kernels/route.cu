@@ -1,5 +1,7 @@
-// Chooses each row's experts from the router's logits: a warp for each row.
-#include "gpu.cuh"
+// The router: each row's experts, chosen from its logits by a warp. Where rows are
+// few, the block that ends last of those that compute their logits chooses, too.
+#include "last_block.cuh"
+#include "linear_skinny.cuh"
 
 struct RouteArgs {
     const float* logits;  // [rows, num_experts]
@@ -9,6 +11,12 @@ struct RouteArgs {
     u32 num_experts;      // at most 256
     u32 stride;           // of logits
     u32 top_k;            // at most num_experts and 32
+};
+
+struct RouteProductArgs {
+    RouteArgs route;
+    Product product;      // gives the logits
+    u32* counters;        // one for every 8 rows; 0 between launches
 };
 
 constexpr u32 THREADS = 128;
@@ -25,13 +33,9 @@ DEVICE u32 rank_of(float logit) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-KERNEL(route_top, RouteArgs, 128) {
-    pdl_wait();
-    pdl_trigger();
+// A warp's work.
+DEVICE void choose(const RouteArgs& args, u32 row) {
     const u32 lane = threadIdx.x % 32;
-    const u32 row = (blockIdx.x * THREADS + threadIdx.x) / 32;
-    if (row >= args.num_rows) return;
-
     const float* logits = args.logits + static_cast<size_t>(row) * args.stride;
     u32 ranks[HELD];
 #pragma unroll
@@ -70,5 +74,22 @@ KERNEL(route_top, RouteArgs, 128) {
         const size_t slot = static_cast<size_t>(row) * args.top_k + lane;
         args.experts[slot] = chosen;
         args.weights[slot] = exponential / sum;
+    }
+}
+
+KERNEL(route_top, RouteArgs, 128) {
+    pdl_wait();
+    pdl_trigger();
+    const u32 row = (blockIdx.x * THREADS + threadIdx.x) / 32;
+    if (row < args.num_rows) choose(args, row);
+}
+
+KERNEL(route_few, RouteProductArgs, 256, 2) {
+    DYN_SHARED(shared);
+    const Plain<float> logits = {const_cast<float*>(args.route.logits), args.product.outputs, args.route.stride};
+    Skinny8x1::run(args.product, logits, shared);
+    if (is_last_block(args.counters + blockIdx.y, gridDim.x)) {
+        const u32 row = blockIdx.y * Skinny8x1::TOKENS + threadIdx.x / 32;
+        if (row < args.route.num_rows) choose(args.route, row);
     }
 }

@@ -8,9 +8,8 @@ use crate::groups::Groups;
 use crate::kv_cache::KvCache;
 use crate::linear::{Input, Linear, Output};
 use crate::matrix::Matrix;
-use crate::memory::Memory;
 use crate::qkv::Qkv;
-use crate::route::Routing;
+use crate::route::{self, Routing};
 use crate::rows::{Embedding, Norm};
 use crate::sample::{self, Samples};
 use crate::stream::Stream;
@@ -24,7 +23,7 @@ use std::sync::Arc;
 
 /// A GPU that computes.
 pub struct Cuda {
-    router_logits: Option<Memory>,
+    route: route::Scratch,
     attention: attention::Scratch,
     experts: experts::Scratch,
     sample: sample::Scratch,
@@ -36,7 +35,7 @@ impl Cuda {
     /// A device over a GPU.
     pub fn new(gpu: Arc<dyn Gpu>) -> Self {
         Self {
-            router_logits: None,
+            route: route::Scratch::default(),
             attention: attention::Scratch::default(),
             experts: experts::Scratch::default(),
             sample: sample::Scratch::default(),
@@ -218,7 +217,7 @@ impl Device for Cuda {
 
     fn route(&mut self, normed: &Matrix, router: &Linear, routing: &mut Routing) -> Result<(), GpuError> {
         normed.expect("route: normed", Half, router.cols());
-        routing.choose(&mut self.stream, normed, router, &mut self.router_logits)
+        routing.choose(&mut self.stream, normed, router, &mut self.route)
     }
 
     fn group(&mut self, routing: &Routing, groups: &mut Groups) -> Result<(), GpuError> {

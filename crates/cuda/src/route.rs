@@ -1,10 +1,11 @@
-//! Which experts a row goes to. The kernel is in kernels/route.cu.
+//! Which experts a row goes to. The kernels are in kernels/route.cu.
 
 use crate::gpu::GpuError;
 use crate::launch::Kernel;
 use crate::linear::{Input, Linear, Output};
 use crate::matrix::Matrix;
 use crate::memory::Memory;
+use crate::product::{self, Product, Results};
 use crate::stream::Stream;
 use bytemuck::{Pod, Zeroable};
 use chorale_device::{Precision, Routed};
@@ -16,7 +17,21 @@ const MAX_EXPERTS: usize = 256;
 const MAX_TOP_K: usize = 32;
 const ROWS_PER_BLOCK: usize = 4;
 
+/// Rows that share a counter in `ROUTE_FEW`.
+const COUNTED_ROWS: usize = 8;
+
 const ROUTE_TOP: Kernel = Kernel { name: "route_top", threads: 32 * ROWS_PER_BLOCK as u32 };
+/// A product and the choice in one launch: where the product's kernel would be `FEW`.
+const ROUTE_FEW: Kernel = Kernel { name: "route_few", threads: 256 };
+const FEW: &str = "linear_full_8x1";
+
+/// Buffers that keep their capacity between calls.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    logits: Option<Memory>,
+    /// 0 between launches.
+    counters: Option<Memory>,
+}
 
 /// The chosen experts of each row, best first.
 pub struct Routing {
@@ -42,6 +57,14 @@ struct RouteArgs {
     top_k: u32,
 }
 
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct RouteProductArgs {
+    route: RouteArgs,
+    product: Product,
+    counters: u64,
+}
+
 impl Routing {
     pub(crate) fn new(stream: &Stream, max_rows: usize, top_k: usize) -> Result<Self, GpuError> {
         let room = || stream.alloc(max_rows * top_k * size_of::<u32>());
@@ -53,13 +76,13 @@ impl Routing {
         self.max_rows * self.top_k
     }
 
-    /// Chooses each row's experts; `logits` is room for the router's.
+    /// Chooses each row's experts.
     pub(crate) fn choose(
         &mut self,
         stream: &mut Stream,
         normed: &Matrix,
         router: &Linear,
-        logits: &mut Option<Memory>,
+        scratch: &mut Scratch,
     ) -> Result<(), GpuError> {
         let (num_rows, num_experts) = (normed.rows(), router.rows());
         assert!(num_rows <= self.max_rows, "{num_rows} rows in a routing for {}", self.max_rows);
@@ -71,11 +94,10 @@ impl Routing {
         }
         // Rows as a matrix has them.
         let stride = num_experts.next_multiple_of(8);
-        let address = stream.grow(logits, self.max_rows * stride * size_of::<f32>())?;
-        let output = Output { address, stride, precision: Precision::Full };
-        router.multiply(stream, &Input::all(normed), &output)?;
-        let args = RouteArgs {
-            logits: address,
+        let logits = stream.grow(&mut scratch.logits, self.max_rows * stride * size_of::<f32>())?;
+        let counters = scratch.counters(stream, self.max_rows)?;
+        let route = RouteArgs {
+            logits,
             experts: self.experts.address(),
             weights: self.weights.address(),
             num_rows: num_rows as u32,
@@ -83,7 +105,17 @@ impl Routing {
             stride: stride as u32,
             top_k: self.top_k as u32,
         };
-        stream.launch(ROUTE_TOP, [num_rows.div_ceil(ROWS_PER_BLOCK) as u32, 1, 1], 0, &args);
+        let input = Input::all(normed);
+        let product = router.product(&input);
+        let cut = product::cut(&product, Results::Full, stream.facts());
+        if cut.kernel.name == FEW {
+            let args = RouteProductArgs { route, product, counters };
+            stream.launch(ROUTE_FEW, cut.grid, cut.shared_bytes, &args);
+            return Ok(());
+        }
+        let output = Output { address: logits, stride, precision: Precision::Full };
+        router.multiply(stream, &input, &output)?;
+        stream.launch(ROUTE_TOP, [num_rows.div_ceil(ROWS_PER_BLOCK) as u32, 1, 1], 0, &route);
         Ok(())
     }
 
@@ -98,5 +130,21 @@ impl Routing {
             choices.map(|(&expert, &weight)| Routed { expert, weight }).collect()
         };
         Ok(rows.map(row).collect())
+    }
+}
+
+impl Scratch {
+    /// Counters that are new are 0; each launch leaves them so.
+    fn counters(&mut self, stream: &mut Stream, max_rows: usize) -> Result<u64, GpuError> {
+        let len = max_rows.div_ceil(COUNTED_ROWS) * size_of::<u32>();
+        let counters = match self.counters.take().filter(|held| held.len() >= len) {
+            Some(held) => held,
+            None => {
+                let counters = stream.alloc(len)?;
+                stream.upload(&vec![0u8; len], &counters, 0)?;
+                counters
+            }
+        };
+        Ok(self.counters.insert(counters).address())
     }
 }
