@@ -1,8 +1,9 @@
-//! Connections of a port inside the cluster, up to a number of them at a time.
-//! What is spoken on them is not known here.
+//! Connections of a port, up to a number of them at a time. What is spoken on
+//! them is HTTP/2, of which nothing is known here but how it begins.
 
 use futures_util::Stream;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// After an error of the system, which has run out of something.
@@ -22,13 +23,18 @@ const GREETING_BYTES: usize = 24;
 /// A connection that has not said so much by then is closed.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One connection, and its place among those that may be open.
+/// A place among the connections that may be open.
+pub type Place = OwnedSemaphorePermit;
+
+/// One connection, and its place among those that may be open. Reading from it
+/// fails if it has not greeted in time.
 #[derive(Debug)]
-pub struct Connection {
-    stream: TcpStream,
+pub struct Connection<S = TcpStream> {
+    stream: S,
+    remote_addr: Option<SocketAddr>,
     /// Until it has greeted.
     greeting: Option<Greeting>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// What a new connection owes.
@@ -55,33 +61,49 @@ fn accept_within(
 ) -> impl Stream<Item = io::Result<Connection>> + Send {
     let places = Arc::new(Semaphore::new(max_connections));
     futures_util::stream::unfold((listener, places), move |(listener, places)| async move {
-        // Nobody closes the semaphore.
-        let place = places.clone().acquire_owned().await.ok()?;
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    // Without it frames are late, and right all the same.
-                    let _ = stream.set_nodelay(true);
-                    let deadline = Box::pin(tokio::time::sleep(patience));
-                    let greeting = Some(Greeting { num_bytes: GREETING_BYTES, deadline });
-                    let connection = Connection { stream, greeting, _place: place };
-                    return Some((Ok(connection), (listener, places)));
-                }
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-            }
-        }
+        let (stream, remote_addr, place) = next(&listener, &places).await?;
+        let connection = Connection::new(stream, Some(remote_addr), Instant::now() + patience, place);
+        Some((Ok(connection), (listener, places)))
     })
 }
 
-impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.stream.connect_info()
+/// The next connection that comes while there is a place for it; `None` once
+/// the places are closed.
+pub async fn next(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpStream, SocketAddr, Place)> {
+    let place = places.clone().acquire_owned().await.ok()?;
+    loop {
+        match listener.accept().await {
+            Ok((stream, remote_addr)) => {
+                // Without it small messages are late, and right all the same.
+                let _ = stream.set_nodelay(true);
+                return Some((stream, remote_addr, place));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
     }
 }
 
-impl AsyncRead for Connection {
+impl<S> Connection<S> {
+    /// A connection that is to greet until `deadline`.
+    pub fn new(stream: S, remote_addr: Option<SocketAddr>, deadline: Instant, place: Place) -> Self {
+        let deadline = Box::pin(sleep_until(deadline));
+        let greeting = Some(Greeting { num_bytes: GREETING_BYTES, deadline });
+        Self { stream, remote_addr, greeting, _place: place }
+    }
+}
+
+impl<S> Connected for Connection<S> {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> Self::ConnectInfo {
+        TcpConnectInfo { local_addr: None, remote_addr: self.remote_addr }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -102,7 +124,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

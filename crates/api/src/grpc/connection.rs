@@ -2,42 +2,21 @@
 //! does the handshakes of TLS; calls are the transport's business.
 
 use crate::server::Tls;
+use chorale_wire::listener::{self, Place};
 use futures_util::Stream;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
-use tonic::transport::server::Connected;
 
-/// After an error of the system, which has run out of something.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// One connection, and its place among those that may be open.
-#[derive(Debug)]
-pub(super) struct Connection {
-    stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
-    /// Until when the greeting must have come; `None` once it has.
-    greeting: Option<Greeting>,
-    _place: OwnedSemaphorePermit,
-}
-
-/// What a client of HTTP/2 says first takes this much.
-const GREETING_BYTES: usize = 24;
-
-#[derive(Debug)]
-struct Greeting {
-    num_read: usize,
-    late: Pin<Box<Sleep>>,
-}
+/// A connection, perhaps with TLS.
+pub(super) type Connection = listener::Connection<Either<TcpStream, Box<TlsStream<TcpStream>>>>;
 
 /// Who comes in.
 struct Arrivals {
@@ -69,8 +48,8 @@ impl Arrivals {
     async fn next(&mut self) -> Option<Connection> {
         loop {
             tokio::select! {
-                accepted = next(&self.listener, &self.places) => {
-                    let (stream, place) = accepted?;
+                accepted = listener::next(&self.listener, &self.places) => {
+                    let (stream, _, place) = accepted?;
                     let deadline = Instant::now() + self.handshake_timeout;
                     // Asked for each connection: certificates are replaced.
                     let tls = self.tls.as_ref().map(|tls| tls.acceptor());
@@ -92,7 +71,7 @@ async fn open(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
     deadline: Instant,
-    place: OwnedSemaphorePermit,
+    place: Place,
 ) -> Option<Connection> {
     let stream = match tls {
         None => Either::Left(stream),
@@ -108,76 +87,5 @@ async fn open(
             }
         },
     };
-    let late = Box::pin(sleep_until(deadline));
-    Some(Connection { stream, greeting: Some(Greeting { num_read: 0, late }), _place: place })
-}
-
-async fn next(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    loop {
-        // Nobody closes the semaphore.
-        let place = places.clone().acquire_owned().await.ok()?;
-        let accepted = listener.accept().await.and_then(|(stream, _)| {
-            // Tokens are small, and wait for nobody.
-            stream.set_nodelay(true)?;
-            Ok(stream)
-        });
-        match accepted {
-            Ok(stream) => return Some((stream, place)),
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let num_filled = buffer.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        let Some(greeting) = &mut self.greeting else { return polled };
-        greeting.num_read += buffer.filled().len() - num_filled;
-        if greeting.num_read >= GREETING_BYTES {
-            self.greeting = None;
-        } else if polled.is_pending() && greeting.late.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
+    Some(Connection::new(stream, None, deadline, place))
 }
