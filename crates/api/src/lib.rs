@@ -15,6 +15,8 @@ mod limits;
 mod metrics;
 pub mod openai;
 mod openapi;
+#[cfg(test)]
+mod scripted;
 mod server;
 mod status;
 

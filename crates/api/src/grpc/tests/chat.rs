@@ -144,7 +144,8 @@ async fn stops_limits_and_log_probabilities_are_honoured() {
     let token = content.expect("log-probabilities");
     assert_eq!(token.top.len(), 2);
     let sampled = token.sampled.as_ref().unwrap();
-    assert_eq!((sampled.logprob, sampled.bytes.as_slice()), (-0.25, &b"It"[..]));
+    // It is the thirteenth token, with the thoughts before it.
+    assert_eq!((sampled.logprob, sampled.bytes.as_slice()), (-3.25, &b"It"[..]));
 }
 
 #[tokio::test]

@@ -3,16 +3,16 @@
 
 use crate::auth::{KeySettings, Keyring};
 use crate::generation::{Generator, Unobserved};
-use crate::openai::{Limits, OpenAi, SystemDate};
+use crate::openai::OpenAi;
+use crate::scripted;
+pub(super) use crate::scripted::{CONTEXT, PATIENCE, limits, tokens};
 use crate::server::{Drained, Shared, SharedConfig};
 use crate::status::{EngineStatus, LoadStatus, Served};
 use crate::{GrpcConfig, GrpcServer};
-use chorale_coordinator::{Answer, Engine, Executor, HomeConfig, SchedulerConfig};
-use chorale_harmony::{TokenId, Tokenizer, VOCABULARY_SIZE, special};
-use chorale_plan::{Rank, Sample, SequenceId, StepOutput, StepPlan, TokenLogprob};
+use chorale_coordinator::Engine;
+use chorale_harmony::VOCABULARY_SIZE;
 use chorale_wire::inference::v1;
 use chorale_wire::inference::v1::inference_client::InferenceClient;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,44 +20,6 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
-
-pub(super) const CONTEXT: u32 = 2048;
-
-/// Longer than anything here takes.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Samples what the scripts say: the first sequence the first, and so on in
-/// turn. After a script's end comes `<|return|>`.
-struct Scripted {
-    scripts: Vec<Vec<TokenId>>,
-    sequences: BTreeMap<SequenceId, (usize, usize)>,
-    step_time: Duration,
-}
-
-impl Executor for Scripted {
-    fn step(&mut self, plan: Arc<StepPlan>) -> Answer {
-        let step_time = self.step_time;
-        let mut samples = Vec::new();
-        for slice in &plan.slices {
-            let Some(params) = &slice.sample else { continue };
-            let next = self.sequences.len();
-            let (script, said) = self.sequences.entry(slice.sequence).or_insert((next, 0));
-            let script = &self.scripts[*script % self.scripts.len()];
-            let likely = |rank: u32| TokenLogprob { token: 64 + rank, logprob: -0.5 - rank as f32 };
-            samples.push(Sample {
-                sequence: slice.sequence,
-                token: script.get(*said).copied().unwrap_or(special::RETURN),
-                logprob: params.num_logprobs.map(|_| -0.25),
-                top_logprobs: (0..params.num_logprobs.unwrap_or(0)).map(likely).collect(),
-            });
-            *said += 1;
-        }
-        Box::pin(async move {
-            tokio::time::sleep(step_time).await;
-            Ok(StepOutput { step: plan.step, samples })
-        })
-    }
-}
 
 /// What a server is like.
 pub(super) struct Setup {
@@ -108,8 +70,7 @@ impl Setup {
         let address = server.address();
         let task = tokio::spawn(async move { server.run().await.unwrap() });
         let scripts = self.scripts.iter().map(|script| tokens(script)).collect();
-        let executor = Scripted { scripts, sequences: BTreeMap::new(), step_time: self.step_time };
-        let (engine, _task) = Engine::start(scheduler(), executor).unwrap();
+        let engine = scripted::start(scripts, self.step_time, 64);
         World { shared, address, task, engine, status }
     }
 }
@@ -127,40 +88,6 @@ fn config_of_a_test() -> GrpcConfig {
         keepalive_timeout_ms: 10_000,
         stalled_reader_timeout_ms: 10_000,
         drain_timeout_ms: 10_000,
-    }
-}
-
-fn scheduler() -> SchedulerConfig {
-    SchedulerConfig {
-        homes: vec![HomeConfig {
-            rank: Rank(0),
-            num_full_blocks: 4096,
-            num_sliding_blocks: 4096,
-            max_step_tokens: 4096,
-            max_step_slices: 64,
-        }],
-        block_size_tokens: 16,
-        window_tokens: Some(128),
-        max_context_tokens: CONTEXT,
-        max_steps_in_flight: 1,
-        max_waiting_requests: 64,
-        max_waiting_tokens: 1 << 20,
-        max_waiting_ms: None,
-        max_home_imbalance_sequences: 8,
-        prefix_caching: true,
-        prompt_token_cost: 1,
-        output_token_cost: 1,
-        eos_tokens: special::STOP.to_vec(),
-    }
-}
-
-pub(super) fn limits() -> Limits {
-    Limits {
-        models: vec!["gpt-oss".into(), "alias".into()],
-        vocabulary_size: VOCABULARY_SIZE,
-        max_choices: 16,
-        max_tools: 64,
-        system_date: SystemDate::Omitted,
     }
 }
 
@@ -201,20 +128,9 @@ impl World {
 
     /// Waits until no sequence is left in the engine and no request in the table.
     pub(super) async fn idle(&self) {
-        let mut stats = self.engine.watch();
-        let wait = async {
-            let is_idle = |stats: &Arc<chorale_coordinator::EngineStats>| {
-                stats.num_steps > 0 && stats.scheduler.num_running == 0 && stats.scheduler.num_waiting() == 0
-            };
-            stats.wait_for(is_idle).await.unwrap();
-            self.shared.requests().idle().await;
-        };
-        tokio::time::timeout(PATIENCE, wait).await.expect("sequences are left");
+        scripted::idle(&self.engine).await;
+        tokio::time::timeout(PATIENCE, self.shared.requests().idle()).await.expect("requests are left");
     }
-}
-
-pub(super) fn tokens(script: &str) -> Vec<TokenId> {
-    Tokenizer::shared().encode_with_specials(script)
 }
 
 pub(super) fn user(text: &str) -> v1::Message {

@@ -1,5 +1,5 @@
-//! An engine whose model reads from a script, and a client that looks at
-//! answers. The scheduler and the loop are the real ones.
+//! The door before an engine that reads from scripts, and a client that looks at
+//! answers.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -10,51 +10,14 @@ use axum::body::to_bytes;
 use axum::http::StatusCode;
 use axum::response::Response;
 use bytes::Bytes;
-use chorale_coordinator::{Answer, Engine, Executor, HomeConfig, SchedulerConfig};
-use chorale_harmony::{TokenId, Tokenizer, VOCABULARY_SIZE, special};
-use chorale_plan::{Rank, Sample, SequenceId, StepOutput, StepPlan, TokenLogprob};
+use chorale_harmony::TokenId;
 use serde_json::{Value, json};
 
 use crate::generation::{Accepted, Finished, FinishedChoice, Generator, Observer};
-use crate::openai::{Limits, OpenAi, SystemDate};
+use crate::openai::OpenAi;
+use crate::scripted;
+pub(super) use crate::scripted::{CONTEXT, limits, tokens};
 use crate::{ActiveRequest, Caller};
-
-pub(super) const CONTEXT: u32 = 2048;
-
-/// Samples what the scripts say: the first sequence the first, and so on in
-/// turn. After a script's end comes `<|return|>`.
-pub(super) struct Scripted {
-    scripts: Vec<Vec<TokenId>>,
-    /// Which script, and how much of it was said.
-    sequences: BTreeMap<SequenceId, (usize, usize)>,
-    step_time: Duration,
-}
-
-impl Executor for Scripted {
-    fn step(&mut self, plan: Arc<StepPlan>) -> Answer {
-        let step_time = self.step_time;
-        let mut samples = Vec::new();
-        for slice in &plan.slices {
-            let Some(params) = &slice.sample else { continue };
-            let next = self.sequences.len();
-            let (script, said) = self.sequences.entry(slice.sequence).or_insert((next, 0));
-            let script = &self.scripts[*script % self.scripts.len()];
-            let token = script.get(*said).copied().unwrap_or(special::RETURN);
-            *said += 1;
-            let likely = |rank: u32| TokenLogprob { token: 64 + rank, logprob: -0.5 - rank as f32 };
-            samples.push(Sample {
-                sequence: slice.sequence,
-                token,
-                logprob: params.num_logprobs.map(|_| -0.25 * *said as f32),
-                top_logprobs: (0..params.num_logprobs.unwrap_or(0)).map(likely).collect(),
-            });
-        }
-        Box::pin(async move {
-            tokio::time::sleep(step_time).await;
-            Ok(StepOutput { step: plan.step, samples })
-        })
-    }
-}
 
 /// What the observer saw, as words.
 #[derive(Default)]
@@ -87,16 +50,6 @@ pub(super) struct TestServer {
     pub(super) seen: Arc<Seen>,
 }
 
-pub(super) fn limits() -> Limits {
-    Limits {
-        models: vec!["gpt-oss".into(), "alias".into()],
-        vocabulary_size: VOCABULARY_SIZE,
-        max_choices: 16,
-        max_tools: 64,
-        system_date: SystemDate::Omitted,
-    }
-}
-
 impl TestServer {
     /// Each script is text with specials spelled.
     pub(super) fn new(scripts: &[&str]) -> Self {
@@ -113,29 +66,7 @@ impl TestServer {
         keep_alive: Duration,
         max_waiting_requests: u32,
     ) -> Self {
-        let config = SchedulerConfig {
-            homes: vec![HomeConfig {
-                rank: Rank(0),
-                num_full_blocks: 4096,
-                num_sliding_blocks: 4096,
-                max_step_tokens: 4096,
-                max_step_slices: 64,
-            }],
-            block_size_tokens: 16,
-            window_tokens: Some(128),
-            max_context_tokens: CONTEXT,
-            max_steps_in_flight: 1,
-            max_waiting_requests,
-            max_waiting_tokens: 1 << 20,
-            max_waiting_ms: None,
-            max_home_imbalance_sequences: 8,
-            prefix_caching: true,
-            prompt_token_cost: 1,
-            output_token_cost: 1,
-            eos_tokens: special::STOP.to_vec(),
-        };
-        let executor = Scripted { scripts, sequences: BTreeMap::new(), step_time };
-        let (engine, _task) = Engine::start(config, executor).unwrap();
+        let engine = scripted::start(scripts, step_time, max_waiting_requests);
         let seen = Arc::new(Seen::default());
         let generator = Generator::new(engine, CONTEXT, seen.clone());
         Self { openai: OpenAi::new(generator, limits(), keep_alive), seen }
@@ -169,17 +100,8 @@ impl TestServer {
 
     /// Waits until no sequence is left in the engine.
     pub(super) async fn idle(&self) {
-        let mut stats = self.openai.generator().engine().watch();
-        let is_idle = |stats: &Arc<chorale_coordinator::EngineStats>| {
-            stats.num_steps > 0 && stats.scheduler.num_running == 0 && stats.scheduler.num_waiting() == 0
-        };
-        let wait = stats.wait_for(is_idle);
-        tokio::time::timeout(Duration::from_secs(10), wait).await.expect("sequences are left").unwrap();
+        scripted::idle(self.openai.generator().engine()).await;
     }
-}
-
-pub(super) fn tokens(script: &str) -> Vec<TokenId> {
-    Tokenizer::shared().encode_with_specials(script)
 }
 
 /// A chat request of one user message, and what else it says.
