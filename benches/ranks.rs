@@ -20,8 +20,8 @@ use chorale_link::{Fault, Frame, LocalTransport, Transport, local};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_plan::{
-    Assignment, Carrier, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, RowFormat, SamplingParams,
-    SequenceId, SequenceSlice, Shape, StepPlan, TokenId,
+    Assignment, Carrier, DenseFormat, Epoch, ExchangeOptions, KvFormat, Placement, Rank as RankId, Room,
+    RowFormat, SamplingParams, SequenceId, SequenceSlice, Shape, StepPlan, TokenId,
 };
 use chorale_worker::Rank;
 use std::collections::VecDeque;
@@ -162,6 +162,7 @@ impl World {
                     block_size_tokens: room.block_size as u32,
                     num_full_blocks: room.num_full_blocks as u32,
                     num_sliding_blocks: room.num_sliding_blocks as u32,
+                    kv_dtype: KvFormat::F32,
                 },
                 exchange: ExchangeOptions {
                     timeout_ms: PATIENCE.as_millis() as u32,
@@ -170,6 +171,7 @@ impl World {
                     overlap_min_rows: Some(2),
                 },
                 carrier: Carrier::Frames,
+                dense_dtype: DenseFormat::Bf16,
             };
             let handle = Rank::start(Cpu::new(NonZeroUsize::new(1)).unwrap()).unwrap();
             wait(handle.take(assignment, Arc::clone(checkpoint), transport, Box::new(|_| ()))).unwrap();

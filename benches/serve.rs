@@ -199,6 +199,7 @@ async fn serve(streams: usize, step_time: Duration, num_tokens: usize) -> (Engin
         block_size_tokens: 16,
         prefix_caching: true,
         since: SystemTime::now(),
+        experts: None,
     })));
     tokio::spawn(async move {
         let _status = status;

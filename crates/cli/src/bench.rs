@@ -6,7 +6,8 @@ use crate::engine::{self, Engine};
 use crate::exit::UsageError;
 use crate::output::Output;
 use crate::setup::Setup;
-use chorale_model::budget::{Budget, BudgetOptions, KvDtype, World};
+use chorale_device::{DenseDtype, KvDtype};
+use chorale_model::budget::{Budget, BudgetOptions, World};
 use chorale_model::config::ModelConfig;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_plan::{SamplingParams, TokenId};
@@ -27,6 +28,8 @@ struct Line<'a> {
     model: &'a str,
     device: &'static str,
     threads: usize,
+    dense_dtype: &'static str,
+    kv_cache_dtype: &'static str,
     batch: usize,
     prompt_tokens: usize,
     gen_tokens: usize,
@@ -65,6 +68,8 @@ fn offline(args: &OfflineArgs, setup: &Setup) -> anyhow::Result<()> {
                 model: &setup.config.model,
                 device: engine.device,
                 threads: engine.num_threads,
+                dense_dtype: load.dense_dtype.name(),
+                kv_cache_dtype: engine.kv_dtype.name(),
                 batch: load.batch,
                 prompt_tokens: load.prompt_tokens,
                 gen_tokens: load.gen_tokens,
@@ -79,11 +84,12 @@ fn offline(args: &OfflineArgs, setup: &Setup) -> anyhow::Result<()> {
             };
             anyhow::Ok(Output::print(&format!("{}\n", serde_json::to_string(&line)?))?)
         };
+        let kv_dtype = engine.kv_dtype;
         let rows = (load.prompt_tokens * load.batch) / prefill.steps.max(1);
-        line("prefill", &prefill, load.bytes_per_step(&config, rows, 0)?)?;
+        line("prefill", &prefill, load.bytes_per_step(&config, kv_dtype, rows, 0)?)?;
         if decode.steps > 0 {
             let context = load.prompt_tokens + load.gen_tokens / 2;
-            line("decode", &decode, load.bytes_per_step(&config, load.batch, context)?)?;
+            line("decode", &decode, load.bytes_per_step(&config, kv_dtype, load.batch, context)?)?;
         }
     }
     Ok(())
@@ -95,6 +101,7 @@ struct Load {
     prompt_tokens: usize,
     gen_tokens: usize,
     limits: OfflineLimits,
+    dense_dtype: DenseDtype,
 }
 
 impl Load {
@@ -114,7 +121,8 @@ impl Load {
         let block_size = setup.config.kv_block_size;
         let limits =
             OfflineLimits { num_sequences: batch, max_tokens, max_slice_tokens, max_rows, block_size };
-        Ok(Self { batch, prompt_tokens, gen_tokens, limits })
+        let dense_dtype = setup.config.dense_dtype;
+        Ok(Self { batch, prompt_tokens, gen_tokens, limits, dense_dtype })
     }
 
     /// Prompts that differ, and the first token of each; then the others, one a
@@ -163,12 +171,14 @@ impl Load {
     fn bytes_per_step(
         &self,
         config: &ModelConfig,
+        kv_dtype: KvDtype,
         rows: usize,
         context_tokens: usize,
     ) -> anyhow::Result<f64> {
         let options = BudgetOptions {
             world: World { tensor_parallel_size: 1, data_parallel_size: 1 },
-            kv_dtype: KvDtype::F32,
+            dense_dtype: self.dense_dtype,
+            kv_dtype,
             kv_block_size: self.limits.block_size,
             max_model_len: None,
             max_batch_tokens: self.limits.max_rows,

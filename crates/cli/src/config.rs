@@ -3,7 +3,9 @@
 //! else; what each setting may be stands in `keys`.
 
 use crate::device::DeviceKind;
+use crate::dtype;
 use crate::keys::Key;
+use chorale_device::{DenseDtype, KvDtype};
 use chorale_plan::{ExchangeOptions, RowFormat};
 use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Value};
@@ -29,6 +31,14 @@ pub(crate) struct Config {
     pub(crate) download_dir: Option<PathBuf>,
     /// What computes: `auto`, `cpu`, `cuda`, or `cuda:` and GPUs.
     pub(crate) device: String,
+    /// By what GPUs exchange rows: `auto`, `off`, or a library's path.
+    pub(crate) nccl: String,
+    /// Whether what is small goes between GPUs of a host by kernels of our own.
+    pub(crate) peer_exchange: PeerExchange,
+    /// Memory of the host for experts that do not fit their GPUs: `auto`, `off`, or a size.
+    pub(crate) expert_host_memory: String,
+    /// If GPUs' answers depend in no bit on what else is computed beside them.
+    pub(crate) batch_invariant: bool,
     /// CPU threads; all cores if `None`.
     pub(crate) threads: Option<usize>,
     /// Directives of `tracing-subscriber`'s `EnvFilter`.
@@ -40,8 +50,12 @@ pub(crate) struct Config {
     pub(crate) max_batch_tokens: Option<usize>,
     /// Positions of a KV page.
     pub(crate) kv_block_size: usize,
+    /// What the attention's matrices and the output matrix are kept in.
+    #[serde(with = "dtype::dense")]
+    pub(crate) dense_dtype: DenseDtype,
     /// Type of cached keys and values; the device's own choice if `None`.
-    pub(crate) kv_cache_dtype: Option<KvCacheDtype>,
+    #[serde(with = "dtype::kv")]
+    pub(crate) kv_cache_dtype: Option<KvDtype>,
     /// Ranks of a group.
     pub(crate) tensor_parallel_size: usize,
     /// Groups.
@@ -155,11 +169,16 @@ impl Default for Config {
             cache_dir: None,
             download_dir: None,
             device: "auto".to_owned(),
+            nccl: "auto".to_owned(),
+            peer_exchange: PeerExchange::Auto,
+            expert_host_memory: "auto".to_owned(),
+            batch_invariant: false,
             threads: None,
             log_level: "info".to_owned(),
             max_model_len: None,
             max_batch_tokens: None,
             kv_block_size: 64,
+            dense_dtype: DenseDtype::Bf16,
             kv_cache_dtype: None,
             tensor_parallel_size: 1,
             data_parallel_size: 1,
@@ -230,27 +249,14 @@ impl Config {
     }
 }
 
-/// The type of cached keys and values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+/// How GPUs of one host exchange what is small.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum KvCacheDtype {
-    /// Two bytes.
-    Bf16,
-    /// Four bytes.
-    F32,
-    /// One byte.
-    Fp8,
-}
-
-impl KvCacheDtype {
-    /// Its name in settings.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Bf16 => "bf16",
-            Self::F32 => "f32",
-            Self::Fp8 => "fp8",
-        }
-    }
+pub(crate) enum PeerExchange {
+    /// By kernels that write to the other GPU's memory, where they reach it.
+    Auto,
+    /// By NCCL, as everything else.
+    Off,
 }
 
 /// How rows travel to experts.

@@ -1,18 +1,27 @@
 //! What computes: which device the settings name, and what it has.
 
 use crate::cluster::probe;
+use crate::config::PeerExchange;
 use crate::exit::UsageError;
+use crate::nccl::NcclChoice;
+use crate::offload::Traffic;
 use crate::serve::room::available_bytes;
 use anyhow::Context;
-use chorale_cuda::{Cuda, Driver, Gpu, Options};
-use chorale_device::Cpu;
+use chorale_cuda::{Cuda, CudaOptions, Driver, ExpertFill, Gpu, Options};
+use chorale_device::{Cpu, Device, KvDtype};
 use chorale_model::shard::split;
+use chorale_nccl::{Library, NcclLinks};
 use chorale_worker::Rank;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Of a GPU's free memory, what is left to the driver and to graphs.
 const GPU_RESERVE_BYTES: u64 = 768 << 20;
+
+/// As much again for NCCL, which keeps buffers for each way to another GPU: about
+/// 4 MiB a channel, of which it takes up to 32.
+const NCCL_RESERVE_BYTES: u64 = 1 << 30;
 
 /// What `--device` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +57,8 @@ pub(crate) struct DeviceOptions {
     pub(crate) choice: DeviceChoice,
     /// Of the CPU, all together.
     pub(crate) threads: Option<usize>,
+    /// If GPUs' results depend in no bit on what shares a step.
+    pub(crate) batch_invariant: bool,
     /// Where kernels are kept that had to be compiled.
     pub(crate) kernel_cache: Option<PathBuf>,
 }
@@ -120,16 +131,50 @@ impl Devices {
                 driver = facts.driver,
                 "a GPU computes"
             );
-            Ok(Cuda::new(gpu))
+            let chosen = CudaOptions { batch_invariant: options.batch_invariant, ..CudaOptions::default() };
+            Ok(Cuda::with(gpu, chosen))
         };
         Ok(Self::Cuda(ordinals.iter().map(gpu).collect::<anyhow::Result<_>>()?))
     }
 
-    /// A rank's thread for each device.
-    pub(crate) fn start_ranks(self) -> std::io::Result<Vec<Rank>> {
+    /// By what they can exchange rows without the host, if they are GPUs and may.
+    pub(crate) fn nccl(&self, choice: &NcclChoice) -> Result<Option<Arc<Library>>, UsageError> {
+        match self {
+            Self::Cpu(_) => Ok(None),
+            Self::Cuda(_) => choice.library(),
+        }
+    }
+
+    /// A rank's thread for each device; GPUs exchange by `library`, if there is one
+    /// and their world can.
+    pub(crate) fn start_ranks(
+        self,
+        library: Option<&Arc<Library>>,
+        peer_exchange: PeerExchange,
+    ) -> std::io::Result<Vec<Rank>> {
+        let start = |gpu| match library {
+            Some(library) => {
+                let links = NcclLinks::new(Arc::clone(library));
+                let are_on = peer_exchange == PeerExchange::Auto;
+                Rank::start_with(gpu, Box::new(links.with_small_exchanges(are_on)))
+            }
+            None => Rank::start(gpu),
+        };
         match self {
             Self::Cpu(cpus) => cpus.into_iter().map(Rank::start).collect(),
-            Self::Cuda(gpus) => gpus.into_iter().map(Rank::start).collect(),
+            Self::Cuda(gpus) => gpus.into_iter().map(start).collect(),
+        }
+    }
+
+    /// Lets GPUs keep experts in the host's memory that do not fit them, up to so many
+    /// bytes for each; gives what they tell of it.
+    pub(crate) fn host_experts(&mut self, num_layers: usize, host_bytes: u64) -> Traffic {
+        let fill = ExpertFill { num_layers, host_bytes, reserve_bytes: GPU_RESERVE_BYTES };
+        match self {
+            Self::Cuda(gpus) if host_bytes > 0 => {
+                Traffic(gpus.iter_mut().map(|gpu| gpu.fill_with_experts(fill)).collect())
+            }
+            Self::Cuda(_) | Self::Cpu(_) => Traffic::default(),
         }
     }
 
@@ -146,8 +191,8 @@ impl Devices {
         }
     }
 
-    /// The memory that the devices are planned with.
-    pub(crate) fn memory(&self) -> anyhow::Result<DeviceMemory> {
+    /// The memory that the devices are planned with; `with_nccl` leaves some to NCCL.
+    pub(crate) fn memory(&self, with_nccl: bool) -> anyhow::Result<DeviceMemory> {
         match self {
             Self::Cpu(_) => Ok(DeviceMemory::Host),
             Self::Cuda(gpus) => {
@@ -155,7 +200,37 @@ impl Devices {
                 for gpu in gpus {
                     least = least.min(gpu.free_bytes()? as u64);
                 }
-                Ok(DeviceMemory::Gpu { free_bytes: least.saturating_sub(GPU_RESERVE_BYTES) })
+                let reserved = GPU_RESERVE_BYTES + if with_nccl { NCCL_RESERVE_BYTES } else { 0 };
+                Ok(DeviceMemory::Gpu { free_bytes: least.saturating_sub(reserved) })
+            }
+        }
+    }
+
+    /// How they can keep keys and values, their own choice first.
+    pub(crate) fn kv_dtypes(&self) -> &'static [KvDtype] {
+        match self {
+            Self::Cpu(_) => Cpu::KV_DTYPES,
+            Self::Cuda(_) => Cuda::KV_DTYPES,
+        }
+    }
+
+    /// How they are to keep keys and values. What they cannot is refused, not ignored.
+    pub(crate) fn kv_dtype(&self, asked: Option<KvDtype>) -> Result<KvDtype, UsageError> {
+        let kept = self.kv_dtypes();
+        match asked {
+            None => Ok(kept[0]),
+            Some(asked) if kept.contains(&asked) => Ok(asked),
+            Some(asked) => {
+                let who = match self {
+                    Self::Cpu(_) => "the CPU keeps",
+                    Self::Cuda(_) => "GPUs keep",
+                };
+                let words: Vec<&str> = kept.iter().map(|dtype| dtype.name()).collect();
+                Err(UsageError(format!(
+                    "--kv-cache-dtype is {}: {who} keys and values as {}; say one of these, or leave it out",
+                    asked.name(),
+                    words.join(" or ")
+                )))
             }
         }
     }
@@ -208,14 +283,6 @@ impl DeviceMemory {
         }
     }
 
-    /// Bytes of a cached key or value.
-    pub(crate) fn bytes_per_value(self) -> u64 {
-        match self {
-            Self::Host => 4,
-            Self::Gpu { .. } => 2,
-        }
-    }
-
     /// What a rank alone can have, where it is known.
     pub(crate) fn available_bytes(self) -> Option<u64> {
         match self {
@@ -243,10 +310,25 @@ mod tests {
     }
 
     #[test]
+    fn keys_and_values_are_kept_as_the_device_can() {
+        let cpus = Devices::Cpu(Vec::new());
+        assert_eq!(cpus.kv_dtype(None).unwrap(), KvDtype::F32);
+        assert_eq!(cpus.kv_dtype(Some(KvDtype::Fp8)).unwrap(), KvDtype::Fp8);
+        let gpus = Devices::Cuda(Vec::new());
+        assert_eq!(gpus.kv_dtype(None).unwrap(), KvDtype::Bf16);
+        let UsageError(refused) = gpus.kv_dtype(Some(KvDtype::F32)).unwrap_err();
+        assert!(refused.contains("--kv-cache-dtype is f32: GPUs keep keys and values as bf16 or fp8"));
+    }
+
+    #[test]
     fn threads_are_dealt_out_evenly() {
         let threads = |total| -> Vec<usize> {
-            let options =
-                DeviceOptions { choice: DeviceChoice::Cpu, threads: Some(total), kernel_cache: None };
+            let options = DeviceOptions {
+                choice: DeviceChoice::Cpu,
+                threads: Some(total),
+                batch_invariant: false,
+                kernel_cache: None,
+            };
             match Devices::open(&options, 4).unwrap() {
                 Devices::Cpu(cpus) => cpus.iter().map(Cpu::num_threads).collect(),
                 Devices::Cuda(_) => Vec::new(),

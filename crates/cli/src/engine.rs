@@ -1,12 +1,12 @@
 //! A model on this machine's own device, for commands that compute a few known
 //! sequences. There is no scheduler here: serving does not come this way.
 
-use crate::config::{Config, KvCacheDtype};
+use crate::config::Config;
 use crate::device::Devices;
 use crate::exit::UsageError;
 use crate::setup::Setup;
 use anyhow::Context;
-use chorale_device::{Cpu, Device};
+use chorale_device::{Cpu, Device, KvDtype};
 use chorale_link::Solo;
 use chorale_model::GptOss;
 use chorale_model::checkpoint::Checkpoint;
@@ -21,6 +21,8 @@ pub(crate) struct Engine {
     config: ModelConfig,
     /// What there is room for.
     pub(crate) limits: OfflineLimits,
+    /// What keys and values are kept in.
+    pub(crate) kv_dtype: KvDtype,
     /// What computes, in a word: `cpu` or `cuda`.
     pub(crate) device: &'static str,
     /// CPU threads that compute; 0 on a GPU.
@@ -58,17 +60,20 @@ impl Engine {
         setup: &Setup,
     ) -> anyhow::Result<Self> {
         refuse_unhonoured(&setup.config)?;
-        let devices = Devices::open(&setup.device_options(), 1)?;
-        refuse_kv_dtype(&setup.config, &devices)?;
+        let mut devices = Devices::open(&setup.device_options(), 1)?;
+        let num_layers = checkpoint.config().num_layers();
+        devices.host_experts(num_layers, setup.expert_host_memory().bytes_each(1));
+        let kv_dtype = devices.kv_dtype(setup.config.kv_cache_dtype)?;
         let (device, num_threads) = match &devices {
             Devices::Cpu(cpus) => ("cpu", cpus.iter().map(Cpu::num_threads).sum()),
             Devices::Cuda(_) => ("cuda", 0),
         };
         let model = match devices {
-            Devices::Cpu(cpus) => load(cpus, checkpoint, limits, setup)?,
-            Devices::Cuda(gpus) => load(gpus, checkpoint, limits, setup)?,
+            Devices::Cpu(cpus) => load(cpus, checkpoint, (limits, kv_dtype), setup)?,
+            Devices::Cuda(gpus) => load(gpus, checkpoint, (limits, kv_dtype), setup)?,
         };
-        Ok(Self { model, config: checkpoint.config().clone(), limits, device, num_threads, step: 0 })
+        let config = checkpoint.config().clone();
+        Ok(Self { model, config, limits, kv_dtype, device, num_threads, step: 0 })
     }
 
     /// The model's geometry.
@@ -97,7 +102,7 @@ impl Engine {
 fn load<D: Device + 'static>(
     devices: Vec<D>,
     checkpoint: &Checkpoint,
-    limits: OfflineLimits,
+    (limits, kv_dtype): (OfflineLimits, KvDtype),
     setup: &Setup,
 ) -> anyhow::Result<Box<dyn Model>> {
     let config = checkpoint.config();
@@ -105,26 +110,12 @@ fn load<D: Device + 'static>(
     let link = Solo::new(&mut device, config.num_experts as u32)?;
     let mut bar = setup.progress.load();
     let mut on_progress = |progress| bar.on(progress);
-    let (spec, room) = (ShardSpec::whole(config), limits.room(config, D::KV_DTYPES[0]));
+    let spec = ShardSpec { dense_dtype: setup.config.dense_dtype, ..ShardSpec::whole(config) };
+    let room = limits.room(config, kv_dtype);
     let model = GptOss::load(device, link, checkpoint, &spec, &room, &mut on_progress)
         .context("cannot load the model")?;
     bar.finish();
     Ok(Box::new(model))
-}
-
-/// A type of keys and values that the devices do not have is refused, not ignored.
-pub(crate) fn refuse_kv_dtype(settings: &Config, devices: &Devices) -> Result<(), UsageError> {
-    let (own, who, word) = match devices {
-        Devices::Cpu(_) => (KvCacheDtype::F32, "the CPU keeps", "f32"),
-        Devices::Cuda(_) => (KvCacheDtype::Bf16, "GPUs keep", "bf16"),
-    };
-    match settings.kv_cache_dtype {
-        Some(asked) if asked != own => Err(UsageError(format!(
-            "--kv-cache-dtype is {}: {who} keys and values as {word}; leave it out",
-            asked.name()
-        ))),
-        Some(_) | None => Ok(()),
-    }
 }
 
 /// Settings that a single rank does not have are refused, not ignored.

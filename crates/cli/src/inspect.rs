@@ -4,13 +4,13 @@
 mod report;
 
 use crate::args::InspectArgs;
-use crate::config::KvCacheDtype;
 use crate::device::DeviceKind;
 use crate::output::Output;
 use crate::setup::Setup;
 use anyhow::Context;
+use chorale_device::KvDtype;
 use chorale_hub::Description;
-use chorale_model::budget::{Budget, BudgetOptions, KvDtype, World};
+use chorale_model::budget::{Budget, BudgetOptions, World};
 use chorale_model::checkpoint::{Checkpoint, Layout};
 use chorale_model::config::ModelConfig;
 use std::path::{Path, PathBuf};
@@ -85,11 +85,9 @@ fn options(args: &InspectArgs, setup: &Setup) -> BudgetOptions {
             tensor_parallel_size: config.tensor_parallel_size,
             data_parallel_size: config.data_parallel_size,
         },
-        kv_dtype: match config.kv_cache_dtype {
-            Some(KvCacheDtype::Bf16) | None => KvDtype::Bf16,
-            Some(KvCacheDtype::F32) => KvDtype::F32,
-            Some(KvCacheDtype::Fp8) => KvDtype::Fp8,
-        },
+        dense_dtype: config.dense_dtype,
+        // What GPUs keep if nobody says.
+        kv_dtype: config.kv_cache_dtype.unwrap_or(KvDtype::Bf16),
         kv_block_size: config.kv_block_size,
         max_model_len: config.max_model_len,
         max_batch_tokens: config.max_batch_tokens(DeviceKind::Cpu),

@@ -3,6 +3,9 @@
 
 use crate::args;
 use crate::device::DeviceChoice;
+use crate::dtype::{DENSE_WORDS, KV_WORDS};
+use crate::nccl::NcclChoice;
+use crate::offload::ExpertHostMemory;
 use crate::telemetry;
 use crate::units;
 use figment::value::{Num, Value};
@@ -36,6 +39,10 @@ enum Kind {
     Date,
     /// What computes.
     Device,
+    /// By what GPUs exchange.
+    Nccl,
+    /// What experts may have of the host.
+    ExpertHostMemory,
     /// Bytes, with a unit.
     Size,
     /// Bytes a second, with a unit.
@@ -59,6 +66,10 @@ pub(crate) const KEYS: &[Key] = &[
         Kind::Device,
         "auto, cpu, cuda for the first GPUs, or cuda:0 or cuda:0,1 for some of them, each once",
     ),
+    key("nccl", Kind::Nccl, "auto, off, or the path of libnccl.so.2"),
+    key("expert_host_memory", Kind::ExpertHostMemory, "auto, off, or a size such as 64GiB"),
+    key("batch_invariant", Kind::Switch, "true or false"),
+    key("peer_exchange", Kind::Choice(&["auto", "off"]), "auto or off"),
     key("threads", count(1, 4096), "a whole number from 1 to 4096; leave it out to use every core"),
     key(
         "log_level",
@@ -72,7 +83,12 @@ pub(crate) const KEYS: &[Key] = &[
     ),
     key("max_batch_tokens", count(1, 1 << 20), "a whole number of tokens from 1 to 1048576"),
     key("kv_block_size", count(1, 4096), "a whole number of tokens from 1 to 4096"),
-    key("kv_cache_dtype", Kind::Choice(&["bf16", "f32", "fp8"]), "bf16, f32 or fp8"),
+    key("dense_dtype", Kind::Choice(DENSE_WORDS), "bf16 or int8"),
+    key(
+        "kv_cache_dtype",
+        Kind::Choice(KV_WORDS),
+        "bf16, f32 or fp8, of which the device keeps some; auto leaves it to the device",
+    ),
     key("tensor_parallel_size", count(1, 1024), "a whole number of ranks from 1 to 1024"),
     key("data_parallel_size", count(1, 1024), "a whole number of groups from 1 to 1024"),
     key("device_memory", Kind::Size, "a size such as 80GiB, 80GB or 512MiB"),
@@ -162,6 +178,8 @@ impl Key {
             Kind::Text
             | Kind::Date
             | Kind::Device
+            | Kind::Nccl
+            | Kind::ExpertHostMemory
             | Kind::Directives
             | Kind::Choice(_)
             | Kind::Size
@@ -189,6 +207,13 @@ impl Key {
             Kind::Device => {
                 value.as_str().filter(|text| DeviceChoice::parse(text).is_some()).map(Value::from)
             }
+            Kind::ExpertHostMemory => match value.as_str() {
+                Some(text) => {
+                    self.with_unit(ExpertHostMemory::parse(text)).map(|_| Some(Value::from(text)))?
+                }
+                None => None,
+            },
+            Kind::Nccl => value.as_str().filter(|text| NcclChoice::parse(text).is_some()).map(Value::from),
             Kind::Directives => value.as_str().filter(|text| telemetry::is_directives(text)).map(Value::from),
             Kind::Switch => value.to_bool().map(Value::from),
             Kind::Choice(names) => value.as_str().filter(|name| names.contains(name)).map(Value::from),
@@ -255,10 +280,14 @@ mod tests {
             ("frequency_penalty", "-inf"),
             ("device", "gpu"),
             ("device", "cuda:1,1"),
+            ("nccl", "on"),
+            ("expert_host_memory", "64"),
+            ("batch_invariant", "perhaps"),
             ("threads", "0"),
             ("threads", "99999999999999999999"),
             ("max_tokens", "0"),
             ("offline", "maybe"),
+            ("dense_dtype", "fp8"),
             ("kv_cache_dtype", "int4"),
             ("reasoning_effort", "extreme"),
             ("device_memory", "80"),
@@ -284,6 +313,9 @@ mod tests {
             ("top_k", "1"),
             ("presence_penalty", "-2"),
             ("offline", "on"),
+            ("batch_invariant", "true"),
+            ("dense_dtype", "int8"),
+            ("kv_cache_dtype", "auto"),
         ] {
             assert!(Key::named(name).unwrap().parse(good).is_ok(), "{name} = {good}");
         }

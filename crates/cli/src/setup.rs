@@ -4,6 +4,8 @@
 use crate::args::Cli;
 use crate::config::Config;
 use crate::device::{DeviceChoice, DeviceOptions};
+use crate::nccl::NcclChoice;
+use crate::offload::ExpertHostMemory;
 use crate::progress::{Fetch, Progress};
 use crate::telemetry;
 use anyhow::Context;
@@ -43,8 +45,21 @@ impl Setup {
             // `keys` has refused what says nothing.
             choice: DeviceChoice::parse(&self.config.device).unwrap_or(DeviceChoice::Auto),
             threads: self.config.threads,
+            batch_invariant: self.config.batch_invariant,
             kernel_cache: self.cache_directory(),
         }
+    }
+
+    /// What experts may have of the host.
+    pub(crate) fn expert_host_memory(&self) -> ExpertHostMemory {
+        // Checked where settings are read.
+        ExpertHostMemory::parse(&self.config.expert_host_memory).unwrap_or(ExpertHostMemory::Auto)
+    }
+
+    /// By what GPUs exchange rows.
+    pub(crate) fn nccl(&self) -> NcclChoice {
+        // `keys` has refused what says nothing.
+        NcclChoice::parse(&self.config.nccl).unwrap_or(NcclChoice::Auto)
     }
 
     /// Where what can be made again is kept, if the user has a place for it.

@@ -62,6 +62,8 @@ fn wrong_calls_end_in_two_and_name_what_is_wrong() {
         (&["inspect", &model, "--tensor-parallel-size", "0"], "--tensor-parallel-size is \"0\""),
         (&["inspect", &model, "--tensor-parallel-size", "3"], "key/value heads"),
         (&["inspect", &model, "--max-model-len", "131073"], "131072"),
+        (&["inspect", &model, "--dense-dtype", "fp8"], "'fp8' for '--dense-dtype"),
+        (&["inspect", &model, "--kv-cache-dtype", "int8"], "'int8' for '--kv-cache-dtype"),
         (&["inspect", &model, "--log-level", "loud"], "--log-level is \"loud\""),
         (&["inspect", "/nonexistent/model"], "/nonexistent/model"),
         (&["inspect", "no model"], "no model"),
@@ -111,6 +113,8 @@ fn a_named_config_file_replaces_the_default_one() {
     let report = home.inspect(&["--config", &other.display().to_string()]);
     assert_eq!(report["max_model_len"], 131_072);
     assert_eq!(report["kv"]["dtype"], "fp8");
+    let words = ["--config", &other.display().to_string(), "--kv-cache-dtype", "auto"];
+    assert_eq!(home.inspect(&words)["kv"]["dtype"], "bf16", "what GPUs keep");
 }
 
 #[test]
@@ -203,6 +207,29 @@ fn the_published_geometries_need_nothing_but_their_config() {
         {
             assert!(tables.contains(part), "{part}: {tables}");
         }
+    }
+}
+
+#[test]
+fn narrow_types_cost_what_they_do() {
+    let home = Home::new();
+    let model = home.write_published(36, 128);
+    let words = ["inspect", &model, "--dense-dtype", "int8", "--kv-cache-dtype", "fp8"];
+    let report = json(&home.run(&[&words[..], &["--json", "--context", "1000"]].concat()));
+    assert_eq!((&report["dense_dtype"], &report["kv"]["dtype"]), (&"int8".into(), &"fp8".into()));
+    // 65 bytes for 64 values.
+    assert_eq!(report["kv"]["full_layer_bytes_per_token"], 2 * 8 * 65 * 18);
+    // A byte a weight, and four for each row.
+    let (attention, head) = (36 * (26_542_080 + 4 * (5120 + 2880)), 201_088 * (2880 + 4));
+    assert_eq!(report["weight_bytes"]["by_part"]["attention"], attention);
+    assert_eq!(report["ranks"][0]["weight_bytes"]["by_part"]["head"], head);
+    let read = report["decode"][0]["bytes_per_step"].as_f64().unwrap();
+    let cached = (2 * 8 * 65 * 18 * (1000 + 128)) as f64;
+    assert!((read - cached - 3.4703e9).abs() < 1e6, "{read}");
+
+    let tables = text(&home.run(&words).stdout);
+    for part in ["attention (int8)", "output matrix (int8)", "KV cache, fp8", "18720 B for each token"] {
+        assert!(tables.contains(part), "{part}: {tables}");
     }
 }
 

@@ -167,6 +167,18 @@ fn options_that_trade_digits_for_traffic_still_answer() {
 }
 
 #[test]
+fn narrow_types_answer_alike_on_one_rank_and_on_two() {
+    let narrow = ["--dense-dtype", "int8", "--kv-cache-dtype", "fp8"];
+    let served = chorale_e2e::cluster::Server::start(binary(), "demo", &narrow);
+    let expected = answers(&served.client());
+    let coordinator_arguments = narrow.map(str::to_owned).to_vec();
+    let settings = ClusterSettings { coordinator_arguments, ..ClusterSettings::demo(binary(), 2, 1) };
+    let mut cluster = TestCluster::start(settings);
+    cluster.wait_ranks(2, START_TIMEOUT);
+    assert_eq!(answers(&cluster.client()), expected, "{}", cluster.logs());
+}
+
+#[test]
 fn a_frozen_worker_is_found_by_its_silence_and_named() {
     let mut cluster = cluster("demo", (1, 2, 0));
     cluster.process(2).signal("STOP");

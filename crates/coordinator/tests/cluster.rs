@@ -5,15 +5,15 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use chorale_coordinator::cluster::{
-    BalanceRule, Cluster, ClusterConfig, ClusterExecutor, ClusterState, Connection, ModelFacts, RoomRule,
-    SplitFacts, Timeouts,
+    BalanceRule, Cluster, ClusterConfig, ClusterExecutor, ClusterState, Connection, ModelFacts, PageBytes,
+    RoomRule, SplitFacts, Timeouts,
 };
 use chorale_coordinator::{
     Engine, Executor, FinishReason, Request, SchedulerConfig, StepError, Submission, TokenEvent,
 };
 use chorale_plan::{
-    Assignment, Epoch, ExchangeOptions, FromWorker, Offer, PROTOCOL, Pulse, Rank, RowFormat, Sample,
-    SliceTokens, StepOutput, StepPlan, StepReport, ToWorker,
+    Assignment, DenseFormat, Epoch, ExchangeOptions, FromWorker, KvFormat, Offer, PROTOCOL, Pulse, Rank,
+    RowFormat, Sample, SliceTokens, StepOutput, StepPlan, StepReport, ToWorker,
 };
 use std::cell::RefCell;
 use std::num::NonZeroU32;
@@ -23,7 +23,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 fn config(tensor_parallel_size: u32, data_parallel_size: u32) -> ClusterConfig {
-    let split = |dense_bytes| SplitFacts { dense_bytes, full_page_bytes: 2, sliding_page_bytes: 1 };
+    let page = |bytes| PageBytes { f32: bytes, bf16: bytes, fp8: bytes };
+    let split =
+        |dense_bytes| SplitFacts { dense_bytes, full_page_bytes: page(2), sliding_page_bytes: page(1) };
     ClusterConfig {
         tensor_parallel_size,
         data_parallel_size,
@@ -44,7 +46,10 @@ fn config(tensor_parallel_size: u32, data_parallel_size: u32) -> ClusterConfig {
             min_full_blocks: 32,
             max_full_blocks: 200,
             kv_cache_bytes: None,
+            max_bytes_by_default: u64::MAX,
         },
+        dense_dtype: DenseFormat::Bf16,
+        kv_dtype: None,
         exchange: ExchangeOptions {
             timeout_ms: 2000,
             dispatch: RowFormat::F32,
@@ -125,6 +130,8 @@ async fn work(
         memory_bytes_per_s: 1,
         experts_only: false,
         nccl: None,
+        kv_dtypes: vec![KvFormat::F32, KvFormat::Bf16, KvFormat::Fp8],
+        host_expert_bytes: 0,
     };
     outbox.send(FromWorker::Offer(offer)).await.ok()?;
     let mut pulses = tokio::time::interval(Duration::from_millis(250));

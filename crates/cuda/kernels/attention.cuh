@@ -7,11 +7,11 @@
 // the `group` query heads that use the same key and value head. Scores are kept
 // times log2(e) / sqrt(64), so that a softmax is made of powers of 2.
 #pragma once
+#include "last_block.cuh"
 #include "step.cuh"
 
 constexpr u32 HEAD_DIM = 64;
 constexpr u32 KEY_TILE = 64;       // keys that a block takes at once
-constexpr u32 ROW_BYTES = HEAD_DIM * sizeof(bf16);
 constexpr u32 MAX_SPLITS = 32;     // src/attention/plan.rs knows it, too
 constexpr u32 ATTENTION_THREADS = 128;
 constexpr float LOG2_E = 1.4426950408889634f;
@@ -33,22 +33,23 @@ struct AttentionTile {
     u32 row;                // the step's row of the first token
     u32 num_tokens;
     u32 position;           // of the first token
-    u32 begin;              // the first key that any token sees
-    u32 end;                // one past the last
+    u32 begin;              // the first key that is taken; of those before `first` nothing is read
+    u32 end;                // one past the last that any token sees
     u32 split_keys;         // keys of a split, a multiple of KEY_TILE
     u32 num_splits;
     u32 table;              // offset of page numbers
     u32 table_first;        // the page of the first of them, counted from position 0
     u32 partial;            // the first row of its partial results
     u32 counter;            // the first of its counters, one for each key and value head
-    u32 pad;
+    u32 first;              // the first key that any token sees
 };
 
 struct AttentionArgs {
     const u32* step;            // the descriptor
     const AttentionWork* work;
     const bf16* queries;
-    const bf16* pages;          // the layer's cache
+    const unsigned char* pages; // the layer's cache
+    const unsigned char* exponents;  // of its rows, where they are FP8: see fp8.cuh
     const float* sinks;         // one for each query head
     bf16* context;
     float* partial_outputs;     // [partial row, 64], not divided yet
@@ -59,7 +60,7 @@ struct AttentionArgs {
     u32 num_kv_heads;
     u32 group;                  // query heads that share a key and value head
     u32 block_shift;            // log2 of a page's positions
-    u32 page_bytes;             // of all heads
+    u32 page_bytes;             // of all heads, without exponents
     u32 window;                 // keys that a query sees, or 0 for all
     u32 pad;
 };
@@ -68,10 +69,10 @@ DEVICE float negative_infinity() {
     return __uint_as_float(0xFF800000u);
 }
 
-// Where 16 bytes of a row of 128 bytes lie, so that eight rows at the same
-// column lie in different banks.
-DEVICE u32 swizzled(u32 row, u32 chunk) {
-    return row * ROW_BYTES + ((chunk ^ (row & 7)) * 16);
+// The first key that a token sees whose own, the last, is `newest`. No window,
+// 0, wraps round to all keys.
+DEVICE u32 oldest_seen(u32 newest, u32 window) {
+    return newest - min(newest, window - 1);
 }
 
 // --- Work --------------------------------------------------------------------
@@ -82,6 +83,8 @@ struct AttentionUnit {
     u32 head;
     u32 begin, end;  // keys of the split
     u32 split;
+
+    AttentionUnit() = default;
 
     DEVICE AttentionUnit(const AttentionArgs& args, u32 tiles, const u32* units, u32 index) {
         const u32 unit = units[index / args.num_kv_heads];
@@ -94,8 +97,7 @@ struct AttentionUnit {
 
     // The first key that a token sees.
     DEVICE u32 oldest(const AttentionArgs& args, u32 token) const {
-        const u32 end = tile.position + token + 1;
-        return args.window != 0 && end > args.window ? end - args.window : 0;
+        return oldest_seen(tile.position + token, args.window);
     }
 
     // Where a row's queries begin in a matrix of the given stride, and its context.
@@ -120,82 +122,6 @@ struct AttentionUnit {
 // first: turning round after each row of them evens out what the blocks get.
 DEVICE u32 unit_of_turn(u32 turn) {
     return turn * gridDim.x + (turn % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
-}
-
-// --- Keys and values ---------------------------------------------------------
-
-// A thread's part in copying keys and values: 16 bytes at the same column of
-// four of each, STEP positions apart.
-template <u32 STEP>
-struct PageReader {
-    const unsigned char* head_pages;  // the thread's column in the head's part of page 0
-    u32 page_bytes, block_shift;
-    u32 values;                       // from keys to values
-    const u32* table;
-    u32 table_first, end;
-    u32 row, chunk;
-
-    // Eight threads for each row; `thread` counts those that copy together.
-    DEVICE PageReader(const AttentionArgs& args, const AttentionUnit& unit, u32 thread) {
-        row = thread / 8;
-        chunk = thread % 8;
-        const size_t head_offset = page_offset(0, unit.head, args.num_kv_heads, 1u << args.block_shift);
-        head_pages = reinterpret_cast<const unsigned char*>(args.pages + head_offset) + chunk * 16;
-        page_bytes = args.page_bytes;
-        block_shift = args.block_shift;
-        values = ROW_BYTES << args.block_shift;
-        table = args.step + unit.tile.table;
-        table_first = unit.tile.table_first;
-        end = unit.end;
-    }
-
-    // Reads the numbers of the pages that the keys from `key` on lie in. It is
-    // called well before `copy`, as that has to wait for them.
-    DEVICE void look_up(u32 key, u32 (&pages)[4]) const {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            const u32 position = key + row + i * STEP;
-            pages[i] = position < end ? table[(position >> block_shift) - table_first] : 0;
-        }
-    }
-
-    // Begins to copy 4 * STEP keys from `key` on, and behind them as many
-    // values. Rows past the end become zeros: what lies there was never
-    // written, and 0 times what is not a number would spoil the sum.
-    DEVICE void copy(u32 key, const u32 (&pages)[4], unsigned char* shared) const {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            const u32 position = key + row + i * STEP;
-            const u32 slot = position & ((1u << block_shift) - 1);
-            const unsigned char* source = head_pages + static_cast<u64>(pages[i]) * page_bytes + slot * ROW_BYTES;
-            unsigned char* target = shared + swizzled(row + i * STEP, chunk);
-            cp_async16(target, source, position < end);
-            cp_async16(target + 4 * STEP * ROW_BYTES, source + values, position < end);
-        }
-    }
-};
-
-// The b operands of 16 keys, for a step of 16 dimensions of q k^T: the first two
-// are of the first 8 keys.
-DEVICE void load_keys(u32 (&fragment)[4], const unsigned char* keys, u32 first, u32 step) {
-    const u32 lane = threadIdx.x % 32, matrix = lane / 8;
-    ldmatrix_x4(fragment, keys + swizzled(first + matrix / 2 * 8 + lane % 8, step * 2 + matrix % 2));
-}
-
-// Adds a step's 16 dimensions to scores, which begin with the first.
-DEVICE void add_scores(float (&scores)[4], const u32 (&queries)[4], u32 b0, u32 b1, u32 step) {
-    if (step == 0) {
-        mma_bf16_from_zero(scores, queries, b0, b1);
-    } else {
-        mma_bf16(scores, queries, b0, b1);
-    }
-}
-
-// The b operands of 16 values, for 16 dimensions of p v: the first two are of
-// the first 8 dimensions.
-DEVICE void load_values(u32 (&fragment)[4], const unsigned char* values, u32 first, u32 step) {
-    const u32 lane = threadIdx.x % 32, matrix = lane / 8;
-    ldmatrix_x4_trans(fragment, values + swizzled(first + matrix % 2 * 8 + lane % 8, step * 2 + matrix / 2));
 }
 
 // --- Softmax -----------------------------------------------------------------
@@ -275,19 +201,7 @@ DEVICE uint2 pack_scaled(float factor, const float4& values) {
 // True in the block that is the last to have written its split's partial results;
 // that block then sees those of all. Called by all threads.
 DEVICE bool is_last_split(const AttentionArgs& args, const AttentionUnit& unit) {
-    SHARED(is_last, bool);
-    // The first fence is for what every thread wrote before the barrier, the
-    // second for what every thread reads after it.
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        u32* counter = args.counters + unit.tile.counter + unit.head;
-        is_last = atomicAdd(counter, 1u) + 1 == unit.tile.num_splits;
-        if (is_last) *counter = 0;
-        __threadfence();
-    }
-    __syncthreads();
-    return is_last;
+    return is_last_block(args.counters + unit.tile.counter + unit.head, unit.tile.num_splits);
 }
 
 // Merges the splits of a tile and head in their order, and writes its context.

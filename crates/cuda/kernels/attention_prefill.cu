@@ -7,12 +7,12 @@ namespace {
 struct MmaTile : WarpTile {
     using WarpTile::WarpTile;
 
-    static DEVICE void show_copies() {}
+    static DEVICE void show_writes() {}
 
     // Takes 64 keys and values in.
     DEVICE void attend(u32 key, const unsigned char* keys) {
-        if (!has_rows || key > last_newest || key + KEY_TILE <= first_oldest) return;
-        const unsigned char* values = keys + KEY_TILE * ROW_BYTES;
+        if (!sees(key)) return;
+        const unsigned char* values = keys + KEY_TILE * Bf16Rows::ROW_BYTES;
         float scores[MMAS][KEY_TILE / 8][4];
 #pragma unroll
         for (u32 step = 0; step < HEAD_DIM / 16; step++) {
@@ -55,6 +55,11 @@ struct MmaTile : WarpTile {
 }  // namespace
 
 KERNEL(attention_prefill, AttentionArgs, ATTENTION_THREADS, 2) {
-    DYN_SHARED(stages);
-    prefill<MmaTile>(args, stages);
+    DYN_SHARED(shared);
+    prefill<MmaTile, CopiedTiles>(args, shared);
+}
+
+KERNEL(attention_prefill_fp8, AttentionArgs, ATTENTION_THREADS, 2) {
+    DYN_SHARED(shared);
+    prefill<MmaTile, DecodedTiles>(args, shared);
 }

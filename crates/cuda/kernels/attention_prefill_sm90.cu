@@ -17,14 +17,14 @@ DEVICE float (&flat(float (&accumulators)[8][4]))[32] {
 struct WgmmaTile : WarpTile {
     using WarpTile::WarpTile;
 
-    // wgmma sees shared memory by another way than the copies took.
-    static DEVICE void show_copies() {
+    // wgmma sees shared memory by another way than threads and their copies write it.
+    static DEVICE void show_writes() {
         fence_proxy_async();
     }
 
     // Takes 64 keys and values in. All warps do, whether their rows see them or not.
     DEVICE void attend(u32 key, const unsigned char* keys) {
-        const unsigned char* values = keys + KEY_TILE * ROW_BYTES;
+        const unsigned char* values = keys + KEY_TILE * Bf16Rows::ROW_BYTES;
         float scores[MMAS][KEY_TILE / 8][4];
 #pragma unroll
         for (u32 m = 0; m < MMAS; m++) {
@@ -51,7 +51,7 @@ struct WgmmaTile : WarpTile {
             wgmma_fence();
 #pragma unroll
             for (u32 step = 0; step < KEY_TILE / 16; step++) {
-                const u64 rows = desc128_transposed(values + step * 16 * ROW_BYTES, 0);
+                const u64 rows = desc128_transposed(values + step * 16 * Bf16Rows::ROW_BYTES, 0);
                 wgmma_transposed<HEAD_DIM>(flat(output[m]), powers[m][step], rows);
             }
             wgmma_commit();
@@ -67,8 +67,13 @@ struct WgmmaTile : WarpTile {
 }  // namespace
 
 KERNEL(attention_prefill_sm90, AttentionArgs, ATTENTION_THREADS, 2) {
-    DYN_SHARED(stages);
-    prefill<WgmmaTile>(args, stages);
+    DYN_SHARED(shared);
+    prefill<WgmmaTile, CopiedTiles>(args, shared);
+}
+
+KERNEL(attention_prefill_sm90_fp8, AttentionArgs, ATTENTION_THREADS, 2) {
+    DYN_SHARED(shared);
+    prefill<WgmmaTile, DecodedTiles>(args, shared);
 }
 
 #endif  // HOPPER

@@ -78,6 +78,31 @@ DEVICE u32 mul_bf16x2(u32 a, u32 b) {
     return product;
 }
 
+#if __CUDA_ARCH__ < 890
+// The nearest E4M3, for GPUs that have no instruction for it.
+DEVICE u32 nearest_e4m3(float value) {
+    const u32 sign = __float_as_uint(value) >> 24 & 0x80u;
+    const float size = fminf(fabsf(value), 448.0f);
+    if (value != value) return 0x7Fu;
+    // Adding this leaves the multiple of 2^-9, the step below 2^-6, in the lowest bits.
+    if (size < 0.015625f) return sign | (__float_as_uint(size + 16384.0f) & 0xFu);
+    const u32 bits = __float_as_uint(size);
+    return sign | (((bits + 0x7FFFFu + (bits >> 20 & 1u)) >> 20) - (120u << 3));
+}
+#endif
+
+// The nearest E4M3 of two numbers, that of `low` in the lowest byte, of `high` in
+// the next; ties go to even, and what is larger than 448 becomes that.
+DEVICE u32 pack_e4m3(float low, float high) {
+#if __CUDA_ARCH__ >= 890
+    u16 packed;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
+    return packed;
+#else
+    return nearest_e4m3(low) | nearest_e4m3(high) << 8;
+#endif
+}
+
 // Picks four of the eight bytes of `high:low`; a nibble of `selector` for each.
 DEVICE u32 byte_perm(u32 low, u32 high, u32 selector) {
     return __byte_perm(low, high, selector);
@@ -139,6 +164,13 @@ DEVICE u32 shared_address(const void* pointer) {
 DEVICE void cp_async16(void* shared, const void* global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                  "r"(valid ? 16 : 0)
+                 : "memory");
+}
+
+// As cp_async16 with 4 bytes, and multiples of 4.
+DEVICE void cp_async4(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(valid ? 4 : 0)
                  : "memory");
 }
 
@@ -246,6 +278,55 @@ DEVICE void pdl_trigger() {
 DEVICE void named_barrier(u32 number, u32 threads) {
     asm volatile("barrier.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
+
+// --- Other GPUs ----------------------------------------------------------------
+
+// Writes two words of 8 bytes, each whole: another GPU or the host may see one
+// before the other, and before or after all else that this thread writes.
+DEVICE void store_system16(void* global, uint4 value) {
+    const u64 low = (u64)value.y << 32 | value.x, high = (u64)value.w << 32 | value.z;
+    asm volatile("st.relaxed.sys.global.v2.b64 [%0], {%1, %2};" ::"l"(global), "l"(low), "l"(high) : "memory");
+}
+
+// What store_system16 wrote; each of the two words is whole.
+DEVICE uint4 load_system16(const void* global) {
+    u64 low, high;
+    asm volatile("ld.relaxed.sys.global.v2.b64 {%0, %1}, [%2];" : "=l"(low), "=l"(high) : "l"(global) : "memory");
+    return make_uint4((u32)low, (u32)(low >> 32), (u32)high, (u32)(high >> 32));
+}
+
+// Writes a word that whoever loads it with load_acquire_system sees after all
+// that this thread wrote or saw written before, by earlier kernels, too.
+DEVICE void store_release_system(u32* global, u32 value) {
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(global), "r"(value) : "memory");
+}
+
+DEVICE u32 load_acquire_system(const u32* global) {
+    u32 value;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(global) : "memory");
+    return value;
+}
+
+// A word that others change while this kernel runs.
+DEVICE u32 load_relaxed_system(const u32* global) {
+    u32 value;
+    asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(global) : "memory");
+    return value;
+}
+
+DEVICE void store_relaxed_system(u32* global, u32 value) {
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(global), "r"(value) : "memory");
+}
+
+// Nanoseconds since some time, in steps of up to a microsecond.
+DEVICE u64 nanoseconds() {
+    u64 now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    return now;
+}
+
+// Between two looks at what another GPU is to write.
+DEVICE void look_again() {}
 
 #endif  // CHORALE_EMULATED
 

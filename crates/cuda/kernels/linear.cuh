@@ -2,12 +2,12 @@
 // of plain ones go. Whoever takes results gets two rows of a tile at once, `gap`
 // apart, so that it can rotate them; see fragments.cuh.
 #pragma once
-#include "fragments.cuh"
+#include "int8.cuh"
 
 // weights [outputs, cols] times the transpose of input [rows, cols], plus bias.
 struct Product {
-    const uint4* weights;  // fragments
-    const float* bias;     // [outputs], padded to 16
+    const uint4* weights;  // loads
+    const float* bias;     // [outputs], padded to 16; of integers as many scales follow
     const bf16* input;
     const u32* picked;     // which rows of the input; null takes the first ones
     u32 outputs;
@@ -16,10 +16,31 @@ struct Product {
     u32 stride;            // of the input in elements, a multiple of 8
 };
 
-// Where a row of the input begins, in pieces of 16 bytes.
-DEVICE size_t input_piece(const Product& product, u32 row) {
+// Where a row of the input begins, in pieces of 16 bytes: of 64 GiB at most.
+DEVICE u32 input_piece(const Product& product, u32 row) {
     const u32 picked = product.picked ? product.picked[row] : row;
-    return static_cast<size_t>(picked) * (product.stride / 8);
+    return picked * (product.stride / 8);
+}
+
+// What a row of weights makes of its sums.
+struct RowEdge {
+    float scale;
+    float bias;
+};
+
+template <class Weights>
+DEVICE RowEdge row_edge(const Product& product, u32 output) {
+    RowEdge edge = {1.0f, product.bias[output]};
+    if constexpr (Weights::HAS_SCALES) {
+        edge.scale = product.bias[tiles_of(product.outputs) * TILE_ROWS + output];
+    }
+    return edge;
+}
+
+template <class Weights>
+DEVICE float finished(const RowEdge& edge, float sum) {
+    if constexpr (Weights::HAS_SCALES) return fmaf(sum, edge.scale, edge.bias);
+    return sum + edge.bias;
 }
 
 DEVICE void put_element(float* to, float value) { *to = value; }
@@ -29,6 +50,7 @@ DEVICE void put_element(bf16* to, float value) { *to = float_to_bf16(value); }
 template <class Type>
 struct Plain {
     typedef Type Element;
+    static constexpr bool HAS_HEADS = false;
 
     Type* out;
     u32 outputs;

@@ -4,7 +4,7 @@
 #pragma once
 #include "linear.cuh"
 
-template <u32 TOKENS_, u32 OUTPUT_WARPS, u32 STAGES_>
+template <class Weights, u32 TOKENS_, u32 OUTPUT_WARPS, u32 STAGES_>
 struct Tiled {
     static constexpr u32 WARPS = 8;
     static constexpr u32 OUTPUTS = 128;  // a multiple of 64: see tile_rows
@@ -16,7 +16,8 @@ struct Tiled {
     static constexpr u32 WARP_COLUMNS = WARP_TOKENS / 8;
 
     static constexpr u32 CHUNK_PIECES = CHUNK_STEPS * 2;  // of 16 bytes, in a row of input
-    static constexpr u32 TILE_BYTES = CHUNK_STEPS * FRAGMENT_BYTES;
+    static constexpr u32 TILE_LOADS = CHUNK_STEPS / Weights::LOAD_STEPS;
+    static constexpr u32 TILE_BYTES = TILE_LOADS * LOAD_BYTES;
     static constexpr u32 WEIGHT_BYTES = TILES * TILE_BYTES;
     static constexpr u32 INPUT_BYTES = TOKENS * CHUNK_PIECES * 16;
     static constexpr u32 STAGE_BYTES = WEIGHT_BYTES + INPUT_BYTES;
@@ -29,7 +30,7 @@ struct Tiled {
     unsigned char* ring;
     u32 warp, lane, tiles, steps, chunks;
     u32 first_tile, first_token, tokens;
-    size_t pieces[INPUT_LOADS];  // where this thread's rows of input begin
+    u32 pieces[INPUT_LOADS];  // where this thread's rows of input begin
 
     DEVICE Tiled(const Product& product, unsigned char* shared) : product(product), ring(shared) {
         warp = threadIdx.x / 32;
@@ -55,9 +56,10 @@ struct Tiled {
 #pragma unroll
         for (u32 i = 0; i < WEIGHT_LOADS; i++) {
             const u32 index = threadIdx.x + i * 256;
-            const u32 tile = first_tile + index / 128;
+            const u32 tile = first_tile + index / (TILE_LOADS * 32);
             const bool valid = tile < tiles;
-            const uint4* from = fragment_at(product.weights, steps, valid ? tile : 0, chunk * CHUNK_STEPS, index % 128);
+            const uint4* from = load_at<Weights>(product.weights, steps, valid ? tile : 0, chunk * CHUNK_STEPS,
+                                                 index % (TILE_LOADS * 32));
             cp_async16(stage + index * 16, from, valid);
         }
         const uint4* input = reinterpret_cast<const uint4*>(product.input);
@@ -82,22 +84,29 @@ struct Tiled {
         const unsigned char* weights = stage + output_warp() * WARP_TILES * TILE_BYTES + lane * 16;
         const u32 token = token_warp() * WARP_TOKENS + lane / 16 * 8 + lane % 8;
 #pragma unroll
-        for (u32 s = 0; s < CHUNK_STEPS; s++) {
-            u32 a[WARP_TILES][4], b[WARP_COLUMNS / 2][4];
+        for (u32 first = 0; first < CHUNK_STEPS; first += Weights::LOAD_STEPS) {
+            u32 a[WARP_TILES][Weights::LOAD_STEPS][4];
 #pragma unroll
             for (u32 t = 0; t < WARP_TILES; t++) {
-                const uint4 words = *reinterpret_cast<const uint4*>(weights + t * TILE_BYTES + s * FRAGMENT_BYTES);
-                a[t][0] = words.x, a[t][1] = words.y, a[t][2] = words.z, a[t][3] = words.w;
+                const u32 at = t * TILE_BYTES + first / Weights::LOAD_STEPS * LOAD_BYTES;
+                const uint4 words = *reinterpret_cast<const uint4*>(weights + at);
+#pragma unroll
+                for (u32 s = 0; s < Weights::LOAD_STEPS; s++) Weights::decode(words, s, a[t][s]);
             }
 #pragma unroll
-            for (u32 n = 0; n < WARP_COLUMNS / 2; n++) {
-                ldmatrix_x4(b[n], stage + WEIGHT_BYTES + input_offset(token + n * 16, s * 2 + lane / 8 % 2));
-            }
+            for (u32 s = 0; s < Weights::LOAD_STEPS; s++) {
+                u32 b[WARP_COLUMNS / 2][4];
 #pragma unroll
-            for (u32 t = 0; t < WARP_TILES; t++) {
+                for (u32 n = 0; n < WARP_COLUMNS / 2; n++) {
+                    const u32 piece = (first + s) * 2 + lane / 8 % 2;
+                    ldmatrix_x4(b[n], stage + WEIGHT_BYTES + input_offset(token + n * 16, piece));
+                }
 #pragma unroll
-                for (u32 n = 0; n < WARP_COLUMNS; n++) {
-                    mma_bf16(sums[t][n], a[t], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+                for (u32 t = 0; t < WARP_TILES; t++) {
+#pragma unroll
+                    for (u32 n = 0; n < WARP_COLUMNS; n++) {
+                        mma_bf16(sums[t][n], a[t][s], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+                    }
                 }
             }
         }
@@ -108,28 +117,48 @@ struct Tiled {
 
     // Lays results out in shared memory as rows of the input see them, so that
     // they leave 16 bytes at a time.
-    template <class Epilogue>
-    DEVICE void gather(const float (&sums)[WARP_TILES][WARP_COLUMNS][4], typename Epilogue::Element* results,
-                       u32 stride, const Epilogue& epilogue) const {
+    template <class Element, class Epilogue>
+    DEVICE void gather(const float (&sums)[WARP_TILES][WARP_COLUMNS][4], Element* results, u32 stride,
+                       const Epilogue& epilogue) const {
 #pragma unroll
         for (u32 t = 0; t < WARP_TILES; t++) {
             const u32 tile = first_tile + output_warp() * WARP_TILES + t;
             if (tile >= tiles) break;
             const TileRows rows = tile_rows(tile, product.outputs);
             const u32 output = rows.first + lane / 4;
-            const float low_bias = product.bias[output], high_bias = product.bias[output + rows.gap];
+            const RowEdge low_edge = row_edge<Weights>(product, output);
+            const RowEdge high_edge = row_edge<Weights>(product, output + rows.gap);
 #pragma unroll
             for (u32 n = 0; n < WARP_COLUMNS; n++) {
 #pragma unroll
                 for (u32 i = 0; i < 2; i++) {
                     const u32 token = token_warp() * WARP_TOKENS + n * 8 + lane % 4 * 2 + i;
                     if (token >= tokens) break;
-                    float low = sums[t][n][i] + low_bias, high = sums[t][n][i + 2] + high_bias;
+                    float low = finished<Weights>(low_edge, sums[t][n][i]);
+                    float high = finished<Weights>(high_edge, sums[t][n][i + 2]);
                     epilogue.rotate(epilogue.turn(output, first_token + token), low, high);
-                    typename Epilogue::Element* to = results + token * stride + output - first_tile * TILE_ROWS;
+                    Element* to = results + token * stride + output - first_tile * TILE_ROWS;
                     put_element(to, low);
                     put_element(to + rows.gap, high);
                 }
+            }
+        }
+    }
+
+    // Hands on heads, by way of f32: a warp each row of one.
+    template <class Epilogue>
+    DEVICE void put_heads(const float (&sums)[WARP_TILES][WARP_COLUMNS][4], unsigned char* shared, const uint2* places,
+                          const Epilogue& epilogue) const {
+        constexpr u32 STRIDE = OUTPUTS + 4, HEADS = OUTPUTS / 64;
+        static_assert(TOKENS * STRIDE * sizeof(float) <= RING_BYTES, "results take the ring's place");
+        float* results = reinterpret_cast<float*>(shared);
+        gather(sums, results, STRIDE, epilogue);
+        __syncthreads();
+        for (u32 index = warp; index < tokens * HEADS; index += WARPS) {
+            const u32 token = index / HEADS, part = index % HEADS * 64;
+            const u32 output = first_tile * TILE_ROWS + part;
+            if (output < product.outputs) {
+                epilogue.put_head(output, first_token + token, places[token], results + token * STRIDE + part);
             }
         }
     }
@@ -173,6 +202,12 @@ struct Tiled {
         }
         cp_async_wait<0>();
         __syncthreads();
+        if constexpr (Epilogue::HAS_HEADS) {
+            if (self.first_tile * TILE_ROWS + OUTPUTS > epilogue.first_head()) {
+                self.put_heads(sums, shared, places, epilogue);
+                return;
+            }
+        }
         Element* results = reinterpret_cast<Element*>(shared);
         self.gather(sums, results, STRIDE, epilogue);
         __syncthreads();
@@ -189,5 +224,7 @@ struct Tiled {
 
 // Shared memory holds 99 KiB at most. The second is for matrices of few rows,
 // such as a router, that would leave most of a GPU without work.
-typedef Tiled<128, 2, 3> Tiled128;
-typedef Tiled<32, 4, 4> Tiled32;
+typedef Tiled<Bf16Weights, 128, 2, 3> Tiled128;
+typedef Tiled<Bf16Weights, 32, 4, 4> Tiled32;
+typedef Tiled<Int8Weights, 128, 2, 3> Int8Tiled128;
+typedef Tiled<Int8Weights, 32, 4, 4> Int8Tiled32;

@@ -12,7 +12,7 @@
 
 #ifdef HOPPER
 
-template <u32 TOKENS_, u32 MULTIPLIERS_, u32 STAGES_>
+template <class Weights, u32 TOKENS_, u32 MULTIPLIERS_, u32 STAGES_>
 struct Warpgroups {
     static constexpr u32 TOKENS = TOKENS_;
     static constexpr u32 STAGES = STAGES_;
@@ -22,7 +22,8 @@ struct Warpgroups {
     static constexpr u32 TILES = OUTPUTS / TILE_ROWS;
 
     static constexpr u32 INPUT_BYTES = TOKENS * 128;
-    static constexpr u32 TILE_BYTES = CHUNK_STEPS * FRAGMENT_BYTES;
+    static constexpr u32 TILE_LOADS = CHUNK_STEPS / Weights::LOAD_STEPS;
+    static constexpr u32 TILE_BYTES = TILE_LOADS * LOAD_BYTES;
     static constexpr u32 STAGE_BYTES = INPUT_BYTES + TILES * TILE_BYTES;
     static constexpr u32 RING_BYTES = STAGES * STAGE_BYTES;
     // Of a warpgroup: 64 rows of 64 results in bf16 and 16 bytes, or half of them in f32.
@@ -56,7 +57,7 @@ struct Warpgroups {
         mbarrier_expect(&full[slot], INPUT_BYTES + count * TILE_BYTES);
         unsigned char* to = ring + slot * STAGE_BYTES + INPUT_BYTES;
         for (u32 t = 0; t < count; t++) {
-            const uint4* from = fragment_at(product.weights, steps, piece.first_tile + t, chunk * CHUNK_STEPS, 0);
+            const uint4* from = load_at<Weights>(product.weights, steps, piece.first_tile + t, chunk * CHUNK_STEPS, 0);
             bulk_load(to + t * TILE_BYTES, from, TILE_BYTES, &full[slot]);
         }
     }
@@ -102,10 +103,11 @@ struct Warpgroups {
                     const unsigned char* stage = ring + slot * STAGE_BYTES;
                     const unsigned char* weights = stage + INPUT_BYTES + tile * TILE_BYTES + threadIdx.x % 32 * 16;
 #pragma unroll
-                    for (u32 s = 0; s < CHUNK_STEPS; s++) {
-                        const uint4 words = *reinterpret_cast<const uint4*>(weights + s * FRAGMENT_BYTES);
-                        a[half][s][0] = words.x, a[half][s][1] = words.y;
-                        a[half][s][2] = words.z, a[half][s][3] = words.w;
+                    for (u32 first = 0; first < CHUNK_STEPS; first += Weights::LOAD_STEPS) {
+                        const u32 at = first / Weights::LOAD_STEPS * LOAD_BYTES;
+                        const uint4 words = *reinterpret_cast<const uint4*>(weights + at);
+#pragma unroll
+                        for (u32 s = 0; s < Weights::LOAD_STEPS; s++) Weights::decode(words, s, a[half][first + s]);
                     }
                     wgmma_fence();
 #pragma unroll
@@ -130,11 +132,10 @@ struct Warpgroups {
     }
 
     // Lays a warpgroup's results out as rows of the input see them, some rows at
-    // a time, so that they leave 16 bytes at a time.
-    template <class Epilogue>
+    // a time, so that they leave 16 bytes at a time, or a head at a time.
+    template <class Element, bool ARE_HEADS, class Epilogue>
     DEVICE void put(const float (&sums)[TOKENS / 2], const Piece& piece, unsigned char* shared, const uint2* places,
                     const Epilogue& epilogue) const {
-        typedef typename Epilogue::Element Element;
         constexpr u32 COUNT = 16 / sizeof(Element);
         constexpr u32 STRIDE = 64 + COUNT;
         constexpr u32 ROWS = 128 / sizeof(Element);
@@ -147,10 +148,10 @@ struct Warpgroups {
 
         const TileRows rows = tile_rows(tile, product.outputs);
         const u32 output = rows.first + lane / 4;
-        float low_bias = 0.0f, high_bias = 0.0f;
+        RowEdge low_edge = {0.0f, 0.0f}, high_edge = {0.0f, 0.0f};
         if (tile < tiles) {
-            low_bias = product.bias[output];
-            high_bias = product.bias[output + rows.gap];
+            low_edge = row_edge<Weights>(product, output);
+            high_edge = row_edge<Weights>(product, output + rows.gap);
         }
 #pragma unroll
         for (u32 first = 0; first < TOKENS; first += ROWS) {
@@ -161,7 +162,8 @@ struct Warpgroups {
                     const u32 row = n * 8 + lane % 4 * 2 + i;
                     if (tile < tiles && first + row < tokens) {
                         const u32 at = first / 2 + n * 4 + i;
-                        float low = sums[at] + low_bias, high = sums[at + 2] + high_bias;
+                        float low = finished<Weights>(low_edge, sums[at]);
+                        float high = finished<Weights>(high_edge, sums[at + 2]);
                         epilogue.rotate(epilogue.turn(output, piece.first_token + first + row), low, high);
                         Element* to = results + row * STRIDE + output - first_output;
                         put_element(to, low);
@@ -170,11 +172,20 @@ struct Warpgroups {
                 }
             }
             named_barrier(1 + group, 128);
-            for (u32 index = threadIdx.x % 128; index < ROWS * (64 / COUNT); index += 128) {
-                const u32 row = index / (64 / COUNT), part = index % (64 / COUNT) * COUNT;
-                if (first + row < tokens && first_output + part < product.outputs) {
-                    const uint4* from = reinterpret_cast<const uint4*>(results + row * STRIDE + part);
-                    epilogue.put_piece(first_output + part, piece.first_token + first + row, places[first + row], from);
+            if constexpr (ARE_HEADS) {
+                for (u32 row = threadIdx.x / 32 % 4; row < ROWS; row += 4) {
+                    if (first + row >= tokens || first_output >= product.outputs) break;
+                    epilogue.put_head(first_output, piece.first_token + first + row, places[first + row],
+                                      results + row * STRIDE);
+                }
+            } else {
+                for (u32 index = threadIdx.x % 128; index < ROWS * (64 / COUNT); index += 128) {
+                    const u32 row = index / (64 / COUNT), part = index % (64 / COUNT) * COUNT;
+                    if (first + row < tokens && first_output + part < product.outputs) {
+                        const uint4* from = reinterpret_cast<const uint4*>(results + row * STRIDE + part);
+                        epilogue.put_piece(first_output + part, piece.first_token + first + row, places[first + row],
+                                           from);
+                    }
                 }
             }
             named_barrier(1 + group, 128);
@@ -219,15 +230,31 @@ struct Warpgroups {
                 epilogue.prepare(places, piece.first_token, tokens, threadIdx.x % 128);
                 float sums[TOKENS / 2];
                 self.multiply(sums, threadIdx.x / 32 - 4, taken);
-                self.put(sums, piece, results, places, epilogue);
+                typedef typename Epilogue::Element Element;
+                if constexpr (Epilogue::HAS_HEADS) {
+                    if (piece.first_tile * TILE_ROWS + group * 64 >= epilogue.first_head()) {
+                        self.template put<float, true>(sums, piece, results, places, epilogue);
+                        continue;
+                    }
+                }
+                self.template put<Element, false>(sums, piece, results, places, epilogue);
             }
         }
     }
 };
 
 // The others are for fewer rows, or where pieces of the first leave processors idle.
-typedef Warpgroups<256, 2, 4> Wide256;
-typedef Warpgroups<128, 2, 6> Wide128;
-typedef Warpgroups<128, 1, 8> Narrow128;
+typedef Warpgroups<Bf16Weights, 256, 2, 4> Wide256;
+typedef Warpgroups<Bf16Weights, 128, 2, 6> Wide128;
+typedef Warpgroups<Bf16Weights, 128, 1, 8> Narrow128;
+
+// Integers become fragments on their way to registers. That takes a warp some 50
+// instructions for 64 columns, while the tensor cores are busy with the 64 before
+// for 512 clocks, or 256 with half the rows: it is hidden, and the weights' copies
+// are halved. Expanded once into bf16 elsewhere, they would be read once, written
+// once and read again at full size.
+typedef Warpgroups<Int8Weights, 256, 2, 5> Int8Wide256;
+typedef Warpgroups<Int8Weights, 128, 2, 8> Int8Wide128;
+typedef Warpgroups<Int8Weights, 128, 1, 10> Int8Narrow128;
 
 #endif  // HOPPER

@@ -17,4 +17,8 @@ struct QkvHopperArgs {
 QKV(qkv_wide256, Wide256)
 QKV(qkv_wide128, Wide128)
 QKV(qkv_narrow128, Narrow128)
+
+QKV(qkv_int8_wide256, Int8Wide256)
+QKV(qkv_int8_wide128, Int8Wide128)
+QKV(qkv_int8_narrow128, Int8Narrow128)
 #endif

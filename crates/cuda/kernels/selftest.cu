@@ -1,6 +1,6 @@
 // Kernels that do little but call each primitive of gpu.cuh once: tests compare
 // what they write with plain arithmetic.
-#include "gpu.cuh"
+#include "fp8.cuh"
 
 struct SelftestArgs {
     const u32* in;
@@ -35,6 +35,34 @@ KERNEL(selftest_numbers, SelftestArgs, 64) {
         out[14] = min(a, b);
         out[15] = __float_as_uint(fmaxf(x, y));
     }
+}
+
+// Of the pairs of words that come in: as floats their codes, the first one's
+// exponent as a row, and the first word as four codes.
+KERNEL(selftest_fp8, SelftestArgs, 64) {
+    pdl_wait();
+    pdl_trigger();
+    for (u32 i = threadIdx.x; i < args.count; i += 64) {
+        const u32 word = args.in[2 * i];
+        const float x = __uint_as_float(word), y = __uint_as_float(args.in[2 * i + 1]);
+        u32* out = args.out + 4 * i;
+        out[0] = pack_e4m3(x, y);
+        out[1] = row_exponent(fabsf(x));
+        decode_codes(word, out[2], out[3]);
+    }
+}
+
+// 32 words go through shared memory one by one; every third is not valid.
+KERNEL(selftest_words, SelftestArgs, 32) {
+    SHARED(shared, u32[32]);
+    const u32 lane = threadIdx.x;
+    pdl_wait();
+    const bool valid = lane % 3 != 2;
+    cp_async4(&shared[lane], valid ? args.in + lane : nullptr, valid);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncwarp();
+    args.out[lane] = shared[(lane + 1) % 32];
 }
 
 // What comes in goes through shared memory in three groups of copies; every

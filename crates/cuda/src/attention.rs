@@ -15,24 +15,41 @@ use crate::memory::Memory;
 use crate::stream::Stream;
 use bytemuck::{Pod, Zeroable};
 use bytes::Bytes;
+use chorale_device::{KvDtype, Needs};
 use plan::{DECODE_ROWS, Round, SPLITS_MAX, Shape, decode_split};
-pub(crate) use plan::{Plan, ROOM};
+pub(crate) use plan::{Plan, ROOM, work_words_max};
 
-const DECODE: Kernel = Kernel { name: "attention_decode", threads: 128 };
-const PREFILL: Kernel = Kernel { name: "attention_prefill", threads: 128 };
-const PREFILL_HOPPER: Kernel = Kernel { name: "attention_prefill_sm90", threads: 128 };
+const BF16: Kernels = Kernels {
+    decode: Kernel { name: "attention_decode", threads: 128 },
+    prefill: Kernel { name: "attention_prefill", threads: 128 },
+    prefill_hopper: Kernel { name: "attention_prefill_sm90", threads: 128 },
+    decode_shared_bytes: 4 * 3 * 4096,
+};
+const FP8: Kernels = Kernels {
+    decode: Kernel { name: "attention_decode_fp8", threads: 128 },
+    prefill: Kernel { name: "attention_prefill_fp8", threads: 128 },
+    prefill_hopper: Kernel { name: "attention_prefill_sm90_fp8", threads: 128 },
+    decode_shared_bytes: 4 * 3 * (4096 + 128),
+};
 
-/// Shared memory of a block of the decode kernel: four rings of three stages.
-const DECODE_SHARED_BYTES: u32 = 4 * 3 * 4096;
 /// Blocks of it that an SM's registers are for.
 const DECODE_BLOCKS_MAX: u32 = 4;
-/// Shared memory of a block of the prefill kernel: three stages.
+/// Shared memory of a block of the prefill kernel: three tiles of bf16.
 const PREFILL_SHARED_BYTES: u32 = 3 * 16384;
 const PREFILL_BLOCKS_MAX: u32 = 2;
 /// What a block takes beside what is asked for, and what an SM has beside what a
 /// block may take.
 const SHARED_BYTES_BESIDE: u32 = 2048;
 const SM_BYTES_BESIDE: u32 = 1024;
+
+/// The kernels for what keys and values are kept in.
+struct Kernels {
+    decode: Kernel,
+    prefill: Kernel,
+    prefill_hopper: Kernel,
+    /// Of a block of the first: four rings of three stages.
+    decode_shared_bytes: u32,
+}
 
 /// One f32 logit for each query head.
 pub struct Sinks {
@@ -77,6 +94,7 @@ struct Args {
     work: u64,
     queries: u64,
     pages: u64,
+    exponents: u64,
     sinks: u64,
     context: u64,
     partial_outputs: u64,
@@ -107,7 +125,8 @@ impl Attention<'_> {
         assert_eq!(kv.head_dim, HEAD_DIM, "attention: the width of a head");
         assert_eq!(queries.cols(), kv.num_query_heads * HEAD_DIM, "attention: columns of queries");
         assert_eq!(self.sinks.num_heads, kv.num_query_heads, "attention: a sink for each query head");
-        let page_bytes = kv.num_kv_heads * 2 * kv.block_size * HEAD_DIM * size_of::<u16>();
+        let kernels = if kv.dtype == KvDtype::Fp8 { &FP8 } else { &BF16 };
+        let page_bytes = self.cache.page_bytes();
         assert!(u32::try_from(page_bytes).is_ok(), "attention: pages of {page_bytes} bytes");
 
         let window = kv.windows[self.layer];
@@ -120,6 +139,7 @@ impl Attention<'_> {
             work: 0,
             queries: queries.address(),
             pages: self.cache.layer(self.layer),
+            exponents: self.cache.exponents(self.layer),
             sinks: self.sinks.memory.address(),
             context: context.address(),
             partial_outputs: self.scratch.outputs(stream, plan)?,
@@ -134,9 +154,10 @@ impl Attention<'_> {
             window: window.unwrap_or(0),
             pad: 0,
         };
-        let decode_blocks = decode_blocks(stream.facts(), self.step.num_slices, &shape, window);
+        let decode_blocks = resident_blocks(stream.facts(), kernels.decode_shared_bytes, DECODE_BLOCKS_MAX)
+            .min(decode_units_max(self.step.num_slices, &shape, window));
         let prefill_blocks = resident_blocks(stream.facts(), PREFILL_SHARED_BYTES, PREFILL_BLOCKS_MAX);
-        let prefill = if stream.facts().is_hopper() { PREFILL_HOPPER } else { PREFILL };
+        let prefill = if stream.facts().is_hopper() { kernels.prefill_hopper } else { kernels.prefill };
         for &Round { work, has_decode, has_prefill } in rounds {
             let args = Args { work, ..args };
             // The longer ones first; the others then fill what they leave.
@@ -144,7 +165,7 @@ impl Attention<'_> {
                 stream.launch(prefill, [prefill_blocks, 1, 1], PREFILL_SHARED_BYTES, &args);
             }
             if has_decode {
-                stream.launch(DECODE, [decode_blocks, 1, 1], DECODE_SHARED_BYTES, &args);
+                stream.launch(kernels.decode, [decode_blocks, 1, 1], kernels.decode_shared_bytes, &args);
             }
         }
         Ok(())
@@ -158,17 +179,31 @@ fn resident_blocks(facts: &Facts, shared_bytes: u32, most: u32) -> u32 {
     facts.num_sms * of_sm.clamp(1, most)
 }
 
-/// As many, unless the step's slices cannot have work for them.
-fn decode_blocks(facts: &Facts, num_slices: usize, shape: &Shape, window: Option<u32>) -> u32 {
+/// For more blocks the step's slices cannot have work.
+fn decode_units_max(num_slices: usize, shape: &Shape, window: Option<u32>) -> u32 {
     let splits_max = window.map_or(SPLITS_MAX, |window| {
         let keys_max = window.saturating_add(DECODE_ROWS - 1);
         keys_max.div_ceil(decode_split(keys_max)).min(SPLITS_MAX)
     });
-    let units_max = (num_slices as u32).saturating_mul(shape.num_kv_heads).saturating_mul(splits_max);
-    resident_blocks(facts, DECODE_SHARED_BYTES, DECODE_BLOCKS_MAX).min(units_max)
+    (num_slices as u32).saturating_mul(shape.num_kv_heads).saturating_mul(splits_max)
 }
 
 impl Scratch {
+    /// Room for the partial results of any step.
+    pub(crate) fn reserve(&mut self, stream: &mut Stream, needs: &Needs<'_>) -> Result<(), GpuError> {
+        if needs.limits.max_rows == 0 {
+            return Ok(());
+        }
+        // Where none are needed one is, for the kernels' arguments.
+        let partials = plan::partials_max(needs.limits, needs.kv, stream.options()).max(2);
+        stream.reserve(&mut self.outputs, partials * HEAD_DIM * size_of::<f32>())?;
+        stream.reserve(&mut self.sums, partials * size_of::<[f32; 2]>())?;
+        // Two rows are the fewest that a counter is for.
+        let most = Plan { num_counters: (partials / 2) as u32, ..Plan::default() };
+        self.counters(stream, &most)?;
+        Ok(())
+    }
+
     fn outputs(&mut self, stream: &Stream, plan: &Plan) -> Result<u64, GpuError> {
         stream.grow(&mut self.outputs, plan.num_partials as usize * HEAD_DIM * size_of::<f32>())
     }

@@ -88,6 +88,24 @@ pub(crate) struct Descriptor {
 }
 
 impl Descriptor {
+    /// Room for steps of this size, as long as no page is in two sequences and no
+    /// draw brings lists along: those that do may need more.
+    fn bytes_without_lists(limits: BatchLimits, kv: &KvShape) -> usize {
+        let BatchLimits { max_rows, max_slices, max_logit_rows } = limits;
+        if max_rows == 0 {
+            return 0;
+        }
+        let columns = 3 * max_rows + max_logit_rows;
+        let pages = kv.num_full_blocks + kv.num_sliding_blocks;
+        let words = columns + pages + attention::work_words_max(limits, kv);
+        let records = size_of::<Header>()
+            + max_slices * size_of::<SliceRecord>()
+            + max_logit_rows * sample::Draws::BYTES_EACH
+            + size_of_val(&attention::ROOM);
+        // What is pushed begins at multiples of 16 bytes.
+        words * size_of::<u32>() + records + 16 * (16 + 2 * max_slices)
+    }
+
     /// Appends values at a multiple of 16 bytes, and gives their place in words.
     pub(crate) fn push<T: Pod>(&mut self, values: &[T]) -> u32 {
         self.words.resize(self.words.len().next_multiple_of(4), 0);
@@ -128,6 +146,8 @@ impl Batch {
         let frequencies = stream.alloc(size_of_val(&values[..]))?;
         stream.upload(bytemuck::cast_slice(&values), &frequencies, 0)?;
         let rotary = stream.alloc(limits.max_rows * rope.head_dim * size_of::<f32>())?;
+        let mut descriptor = None;
+        stream.reserve(&mut descriptor, Descriptor::bytes_without_lists(limits, kv))?;
         Ok(Self {
             limits,
             kv: kv.clone(),
@@ -135,7 +155,7 @@ impl Batch {
             frequencies,
             factor: rope.factor() as f32,
             rotary,
-            descriptor: None,
+            descriptor,
             step: Step::default(),
         })
     }
@@ -180,7 +200,8 @@ impl Batch {
             pad: 0,
         };
         let records: Vec<SliceRecord> = columns.slices.iter().map(record).collect();
-        let attention = attention::Plan::new(columns, &records, &self.kv, attention_room, &mut descriptor);
+        let made_for = (&self.kv, stream.options());
+        let attention = attention::Plan::new(columns, &records, made_for, attention_room, &mut descriptor);
         sample::Draws::describe_lists(&columns.draws, &mut header, &mut descriptor);
         descriptor.set(slices, &records);
         descriptor.set(0, &[header]);

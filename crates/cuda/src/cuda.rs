@@ -2,12 +2,14 @@
 
 use crate::attention::{self, Attention, Sinks};
 use crate::batch::Batch;
-use crate::experts::{self, Experts};
+use crate::experts::{self, ExpertFill, ExpertRoom, ExpertTraffic, Experts, Residency};
 use crate::gpu::{Facts, Gpu, GpuError};
 use crate::groups::Groups;
 use crate::kv_cache::KvCache;
 use crate::linear::{Input, Linear, Output};
 use crate::matrix::Matrix;
+use crate::memory::Memory;
+use crate::options::CudaOptions;
 use crate::qkv::Qkv;
 use crate::route::{self, Routing};
 use crate::rows::{Embedding, Norm};
@@ -17,7 +19,7 @@ use bytes::Bytes;
 use chorale_device::Precision::{Full, Half};
 use chorale_device::{
     BatchLimits, Choice, Columns, DenseDtype, DenseSource, Device, ExpertOrigin, ExpertsSource, Fetched,
-    KvDtype, KvShape, Precision, RopeParams, Routed,
+    KvDtype, KvShape, Needs, Precision, RopeParams, Routed,
 };
 use std::sync::Arc;
 
@@ -26,7 +28,11 @@ pub struct Cuda {
     route: route::Scratch,
     attention: attention::Scratch,
     experts: experts::Scratch,
+    /// None if all experts are on the GPU.
+    residency: Option<Residency>,
     sample: sample::Scratch,
+    /// bf16 rows whose logits are wanted.
+    gathered: Option<Memory>,
     // Last, so that it outlives what was made on it.
     pub(crate) stream: Stream,
 }
@@ -34,18 +40,45 @@ pub struct Cuda {
 impl Cuda {
     /// A device over a GPU.
     pub fn new(gpu: Arc<dyn Gpu>) -> Self {
+        Self::with(gpu, CudaOptions::default())
+    }
+
+    /// The same with choices.
+    pub fn with(gpu: Arc<dyn Gpu>, options: CudaOptions) -> Self {
         Self {
             route: route::Scratch::default(),
             attention: attention::Scratch::default(),
             experts: experts::Scratch::default(),
+            residency: None,
             sample: sample::Scratch::default(),
-            stream: Stream::new(gpu),
+            gathered: None,
+            stream: Stream::new(gpu, options),
         }
     }
 
     /// What the GPU is.
     pub fn facts(&self) -> &Facts {
         self.stream.facts()
+    }
+
+    /// Lets experts that are loaded from now on lie with the host, as far as there is
+    /// no room for them on the GPU; gives what then tells of them. Results are the
+    /// same, bit for bit.
+    pub fn set_expert_room(&mut self, room: ExpertRoom) -> Arc<ExpertTraffic> {
+        let residency = self.residency.insert(Residency::fixed(room));
+        Arc::clone(residency.traffic())
+    }
+
+    /// As [`Self::set_expert_room`], where experts that are loaded from now on fill the
+    /// memory that is left when the first of a model comes.
+    pub fn fill_with_experts(&mut self, fill: ExpertFill) -> Arc<ExpertTraffic> {
+        let residency = self.residency.insert(Residency::filling(fill));
+        Arc::clone(residency.traffic())
+    }
+
+    /// Computes otherwise from the next step on; what it holds stays.
+    pub fn set_options(&mut self, options: CudaOptions) {
+        self.stream.set_options(options);
     }
 
     /// Bytes of its memory that are free.
@@ -97,7 +130,7 @@ impl Device for Cuda {
     }
 
     fn experts(&mut self, source: ExpertsSource) -> Result<Experts, GpuError> {
-        Experts::new(&mut self.stream, source)
+        Experts::new(&mut self.stream, self.residency.as_mut(), source)
     }
 
     fn regroup_experts(
@@ -106,7 +139,7 @@ impl Device for Cuda {
         order: &[ExpertOrigin],
         added: ExpertsSource,
     ) -> Result<Experts, GpuError> {
-        held.regroup(&mut self.stream, order, added)
+        held.regroup(&mut self.stream, self.residency.as_mut(), order, added)
     }
 
     fn matrix(&mut self, max_rows: usize, cols: usize, precision: Precision) -> Result<Matrix, GpuError> {
@@ -133,6 +166,23 @@ impl Device for Cuda {
         Samples::new(&self.stream, max_rows)
     }
 
+    fn reserve(&mut self, needs: &Needs<'_>) -> Result<(), GpuError> {
+        let Self { route, attention, experts, sample, gathered, stream, .. } = self;
+        route.reserve(stream, needs)?;
+        attention.reserve(stream, needs)?;
+        experts.reserve(stream, needs)?;
+        sample.reserve(stream, needs)?;
+        if stream.facts().is_hopper() {
+            let bytes = needs.limits.max_logit_rows * needs.hidden_size * size_of::<u16>();
+            stream.reserve(gathered, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn fills_memory(&self) -> bool {
+        self.residency.as_ref().is_some_and(Residency::fills)
+    }
+
     fn enter<R: Send>(&mut self, run: impl FnOnce(&mut Self) -> R + Send) -> R {
         // What fails here fails again, with an error, at the next operation.
         let _ = self.stream.gpu().bind();
@@ -140,6 +190,10 @@ impl Device for Cuda {
     }
 
     fn begin(&mut self, columns: &Columns, before: &Samples, batch: &mut Batch) -> Result<(), GpuError> {
+        // First: what it queues would cut the step's list of launches in two.
+        if let Some(residency) = &mut self.residency {
+            residency.begin(&mut self.stream, columns.num_rows())?;
+        }
         batch.begin(&mut self.stream, columns, before)
     }
 
@@ -237,7 +291,8 @@ impl Device for Cuda {
     ) -> Result<(), GpuError> {
         rows.expect("run_experts: rows", Half, outputs.cols());
         outputs.expect("run_experts: outputs", Half, rows.cols());
-        experts.run(&mut self.stream, &mut self.experts, rows, groups, outputs)
+        let Self { stream, experts: scratch, residency, .. } = self;
+        experts.run(stream, (scratch, residency.as_mut()), rows, groups, outputs)
     }
 
     fn combine_rms_norm(
@@ -269,9 +324,9 @@ impl Device for Cuda {
         logits.expect("lm_head: logits", Full, weights.rows());
         let rows = batch.step.num_logit_rows;
         logits.set_rows(rows);
-        let input = Input { rows, picked: Some(batch.step.logit_rows), ..Input::all(normed) };
+        let picked = (&Input { rows, ..Input::all(normed) }, batch.step.logit_rows);
         let output = Output { address: logits.address(), stride: logits.stride(), precision: Full };
-        weights.multiply(&mut self.stream, &input, &output)
+        weights.multiply_picked(&mut self.stream, &mut self.gathered, picked, &output)
     }
 
     fn sample(&mut self, logits: &Matrix, batch: &Batch, samples: &mut Samples) -> Result<(), GpuError> {

@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "addresses of a GPU's memory are trusted by its kernels")]
 
 use crate::launch::Launches;
+use crate::peers::{Exposed, Offer, Reached, unreachable};
 
 /// A GPU, or what stands in for one. Everything that is enqueued runs in order.
 pub trait Gpu: Send + Sync {
@@ -35,10 +36,11 @@ pub trait Gpu: Send + Sync {
     /// # Safety
     /// `from` and what follows is memory of this GPU.
     unsafe fn begin_download(&self, from: u64, len: usize) -> Result<Arriving, GpuError>;
-    /// Enqueues a copy on the device; the ranges do not overlap.
+    /// Enqueues a copy on the device, or from or to memory of [`Self::alloc_host`];
+    /// the ranges do not overlap.
     ///
     /// # Safety
-    /// Both ranges are memory of this GPU.
+    /// Both ranges are memory of this GPU, or of the host as above.
     unsafe fn copy(&self, from: u64, to: u64, len: usize) -> Result<(), GpuError>;
     /// Describes a bf16 matrix to the bulk tensor copy engine (TMA), for a
     /// kernel's argument; only where [`Facts::is_hopper`].
@@ -60,6 +62,63 @@ pub trait Gpu: Send + Sync {
     }
     /// Makes the calling thread one that may use the GPU.
     fn bind(&self) -> Result<(), GpuError>;
+
+    /// Memory of the host that kernels read where it lies, aligned to 256 bytes.
+    /// What it holds is unspecified. `len` is not 0.
+    fn alloc_host(&self, len: usize) -> Result<u64, GpuError>;
+    /// Gives memory of the host back once all that is enqueued is done.
+    ///
+    /// # Safety
+    /// `address` came from `alloc_host` with this `len`, and nothing uses it from now on.
+    unsafe fn free_host(&self, address: u64, len: usize);
+    /// The point behind all that is enqueued now.
+    fn point(&self) -> Result<Point, GpuError>;
+    /// Enqueues copies on a queue of their own, behind `after` and what was enqueued
+    /// there before; gives the point behind them. Until that is past, nobody knows
+    /// what the destinations hold.
+    ///
+    /// # Safety
+    /// The ranges are memory of this GPU or of `alloc_host`. What they hold is not
+    /// changed, and what the destinations hold is not read, by anything that may
+    /// run between the two points.
+    unsafe fn copy_aside(&self, after: Point, copies: &[Transfer]) -> Result<Point, GpuError>;
+    /// What is enqueued from now on waits for a point.
+    fn follow(&self, point: Point) -> Result<(), GpuError>;
+    /// True if the GPU is past a point; does not wait.
+    fn is_past(&self, point: Point) -> Result<bool, GpuError>;
+
+    /// Lets other GPUs of this host reach memory that begins at an address of
+    /// [`Self::alloc`]; [`GpuError::Unreachable`] where none can.
+    fn expose(&self, _address: u64) -> Result<Exposed, GpuError> {
+        Err(unreachable("this GPU shares no memory".to_owned()))
+    }
+    /// Makes kernels of this GPU reach what a rank of this host offers;
+    /// [`GpuError::Unreachable`] where they cannot.
+    ///
+    /// # Safety
+    /// The memory lives, and lives until what this gives is dropped.
+    unsafe fn reach(&self, _offer: &Offer) -> Result<Box<dyn Reached>, GpuError> {
+        Err(unreachable("this GPU reaches no other's memory".to_owned()))
+    }
+    /// Drops a thing once all that is enqueued is done.
+    fn drop_later(&self, thing: Box<dyn Send>) {
+        drop(thing);
+    }
+}
+
+/// A point of a GPU's queues; later ones have higher numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Point(pub u64);
+
+/// A copy of some bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// Where they are.
+    pub from: u64,
+    /// Where they go.
+    pub to: u64,
+    /// How many.
+    pub len: usize,
 }
 
 /// Bytes on their way to the host: waits for them, on any thread.
@@ -125,6 +184,18 @@ pub enum GpuError {
         bytes: usize,
         /// How much there is.
         free: usize,
+    },
+    /// The host has not enough memory that a GPU can read; ask for less.
+    #[error("{bytes} bytes of pinned host memory could not be had")]
+    OutOfHostMemory {
+        /// How much was asked for at once.
+        bytes: usize,
+    },
+    /// There is no way from one GPU's kernels to another's memory; all else works.
+    #[error("no way to the other GPU's memory: {reason}")]
+    Unreachable {
+        /// Why.
+        reason: String,
     },
     /// This build has no machine code for this GPU and could not make any.
     #[error("no kernels for this GPU: {reason}")]

@@ -174,31 +174,25 @@ impl Groups {
         Ok(())
     }
 
-    /// So many that most experts have one tile, and read their weights once.
     fn tile_slots(&self, num_slots: usize) -> usize {
-        if num_slots <= SMALL_SLOTS || self.num_experts == 0 {
-            return SMALL_TILE;
+        match num_slots <= SMALL_SLOTS || self.num_experts == 0 {
+            true => SMALL_TILE,
+            false => sorted_tile_slots(num_slots, self.local.len()),
         }
-        // Where some experts are elsewhere, so are their slots.
-        let each = num_slots.div_ceil(self.local.len());
-        (2 * each).next_power_of_two().clamp(SMALL_TILE, LARGEST_TILE)
     }
 
     fn launch_sort(&mut self, stream: &mut Stream, grouped: &mut Grouped) -> Result<(), GpuError> {
         let num_slots = grouped.num_slots;
         let blocks = num_slots.div_ceil(BLOCK_SLOTS);
-        let tiles_at = 16;
-        let sorted_at = tiles_at + grouped.max_tiles * 16;
-        let counts_at = sorted_at + num_slots * size_of::<u32>();
-        let bytes = counts_at + blocks * self.num_experts * size_of::<u32>();
-        let base = stream.grow(&mut self.sorted, bytes)?;
+        let places = Places::new(num_slots, self.num_experts, grouped.max_tiles);
+        let base = stream.grow(&mut self.sorted, places.end)?;
         grouped.num_tiles = base;
-        grouped.tiles = base + tiles_at as u64;
-        grouped.sorted = base + sorted_at as u64;
+        grouped.tiles = base + TILES_AT as u64;
+        grouped.sorted = base + places.sorted as u64;
         let args = GroupArgs {
             choices: grouped.choices,
             local: grouped.local,
-            counts: base + counts_at as u64,
+            counts: base + places.counts as u64,
             tiles: grouped.tiles,
             sorted: grouped.sorted,
             num_tiles: grouped.num_tiles,
@@ -217,6 +211,42 @@ impl Groups {
         stream.launch(PLACE, grid, shared_bytes, &args);
         Ok(())
     }
+}
+
+/// Where the parts of what a sort writes lie, behind the number of its tiles.
+struct Places {
+    sorted: usize,
+    counts: usize,
+    end: usize,
+}
+
+const TILES_AT: usize = 16;
+
+impl Places {
+    fn new(num_slots: usize, num_experts: usize, max_tiles: usize) -> Self {
+        let sorted = TILES_AT + max_tiles * 16;
+        let counts = sorted + num_slots * size_of::<u32>();
+        let end = counts + num_slots.div_ceil(BLOCK_SLOTS) * num_experts * size_of::<u32>();
+        Self { sorted, counts, end }
+    }
+}
+
+/// So many that most experts have one tile, and read their weights once.
+fn sorted_tile_slots(num_slots: usize, num_known: usize) -> usize {
+    // Where some experts are elsewhere, so are their slots.
+    let each = num_slots.div_ceil(num_known);
+    (2 * each).next_power_of_two().clamp(SMALL_TILE, LARGEST_TILE)
+}
+
+/// Bytes that the groups of a layer come to take, for up to `num_choices` of a rank
+/// that has `num_experts`, the last of which is number `num_known - 1`.
+pub fn groups_bytes(num_choices: usize, num_experts: usize, num_known: usize) -> usize {
+    if num_choices <= SMALL_SLOTS || num_experts == 0 {
+        return 0;
+    }
+    let tile_slots = sorted_tile_slots(num_choices, num_known);
+    let max_tiles = max_tiles(num_choices, num_experts, tile_slots);
+    Places::new(num_choices, num_experts, max_tiles).end.next_power_of_two()
 }
 
 /// Each expert that has slots has at most one tile that is not full.

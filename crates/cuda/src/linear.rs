@@ -4,7 +4,7 @@ use crate::gpu::GpuError;
 use crate::launch::Kernel;
 use crate::matrix::Matrix;
 use crate::memory::Memory;
-use crate::product::{self, Product, Results};
+use crate::product::{self, Cut, Product, Results};
 use crate::stream::Stream;
 use bytemuck::{Pod, Zeroable};
 use chorale_device::{DenseDtype, DensePart, DenseSource, Precision};
@@ -19,9 +19,11 @@ const PIECE_BYTES: usize = 64 << 20;
 pub struct Linear {
     rows: usize,
     cols: usize,
-    /// Fragments of all tiles.
+    dtype: DenseDtype,
+    /// All tiles as kernels/fragments.cuh says.
     weights: Memory,
-    /// f32, padded to whole tiles; zeros where the source has none.
+    /// f32, padded to whole tiles; zeros where the source has none. Of integers
+    /// as many scales follow.
     bias: Memory,
 }
 
@@ -55,7 +57,16 @@ struct PackArgs {
     num_rows: u32,
 }
 
+/// For weights in eight bits.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct PackInt8Args {
+    matrix: PackArgs,
+    scales: u64,
+}
+
 const PACK: Kernel = Kernel { name: "pack_linear", threads: 256 };
+const PACK_INT8: Kernel = Kernel { name: "pack_linear_int8", threads: 256 };
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -65,6 +76,20 @@ struct LinearArgs {
     stride: u32,
     pad: u32,
 }
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct GatherArgs {
+    from: u64,
+    picked: u64,
+    to: u64,
+    rows: u32,
+    pieces: u32,
+    stride: u32,
+    pad: u32,
+}
+
+const GATHER: Kernel = Kernel { name: "gather_rows", threads: 128 };
 
 /// For a kernel that takes its input by a tensor map.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -76,7 +101,6 @@ struct LinearHopperArgs {
 
 impl Linear {
     pub(crate) fn new(stream: &mut Stream, source: DenseSource, dtype: DenseDtype) -> Result<Self, GpuError> {
-        assert_eq!(dtype, DenseDtype::Bf16, "int8 is under way");
         let (rows, cols) = (source.rows(), source.cols);
         assert!(cols > 0 && cols.is_multiple_of(8), "columns are read eight at a time, not {cols}");
         assert!(u32::try_from(rows.max(cols)).is_ok(), "a matrix of {rows} x {cols}");
@@ -87,11 +111,17 @@ impl Linear {
             }
         }
         let bias = bias(&source);
+        let bias_bytes = size_of_val(&bias[..]);
+        let edge_bytes = match dtype {
+            DenseDtype::Bf16 => bias_bytes,
+            DenseDtype::Int8 => 2 * bias_bytes,
+        };
         let packed = Self {
             rows,
             cols,
-            weights: stream.alloc(product::packed_bytes(rows, cols))?,
-            bias: stream.alloc(size_of_val(&bias[..]))?,
+            dtype,
+            weights: stream.alloc(product::packed_bytes(rows, cols, dtype))?,
+            bias: stream.alloc(edge_bytes)?,
         };
         stream.upload(bytemuck::cast_slice(&bias), &packed.bias, 0)?;
         packed.pack(stream, &source.parts)?;
@@ -116,7 +146,14 @@ impl Linear {
                 first_row: first_row as u32,
                 num_rows: rows.len() as u32,
             };
-            stream.launch(PACK, [product::tiles_of(rows.len()) as u32, 1, 1], 0, &args);
+            let grid = [product::tiles_of(rows.len()) as u32, 1, 1];
+            match self.dtype {
+                DenseDtype::Bf16 => stream.launch(PACK, grid, 0, &args),
+                DenseDtype::Int8 => {
+                    let scales = self.bias.address() + (self.bias.len() / 2) as u64;
+                    stream.launch(PACK_INT8, grid, 0, &PackInt8Args { matrix: args, scales });
+                }
+            }
         }
         Ok(())
     }
@@ -129,6 +166,11 @@ impl Linear {
         self.cols
     }
 
+    /// What its weights are kept in.
+    pub(crate) fn dtype(&self) -> DenseDtype {
+        self.dtype
+    }
+
     /// `output[r] = weights * input[r] + bias`.
     pub(crate) fn multiply(
         &self,
@@ -136,17 +178,61 @@ impl Linear {
         input: &Input,
         output: &Output,
     ) -> Result<(), GpuError> {
-        if input.rows == 0 || self.rows == 0 {
-            return Ok(());
+        let cut = self.cut(stream, input, output.precision);
+        self.multiply_by(stream, cut, input, output)
+    }
+
+    /// The same for some rows of the input. They are gathered in `gathered` if the
+    /// kernel does not pick them itself: that takes microseconds.
+    pub(crate) fn multiply_picked(
+        &self,
+        stream: &mut Stream,
+        gathered: &mut Option<Memory>,
+        (input, picked): (&Input, u64),
+        output: &Output,
+    ) -> Result<(), GpuError> {
+        let cut = self.cut(stream, input, output.precision);
+        if cut.is_none_or(|cut| cut.box_rows.is_none()) {
+            let input = Input { picked: Some(picked), ..*input };
+            return self.multiply_by(stream, cut, &input, output);
         }
-        assert!(output.stride >= self.rows, "room for {} results", self.rows);
-        assert!(output.address.is_multiple_of(16), "results leave 16 bytes at a time");
-        let results = match output.precision {
+        let address = stream.grow(gathered, input.rows * self.cols * size_of::<u16>())?;
+        let pieces = (self.cols / 8) as u32;
+        let args = GatherArgs {
+            from: input.address,
+            picked,
+            to: address,
+            rows: input.rows as u32,
+            pieces,
+            stride: (input.stride / 8) as u32,
+            pad: 0,
+        };
+        stream.launch(GATHER, [args.rows, pieces.div_ceil(GATHER.threads), 1], 0, &args);
+        let input = Input { address, stride: self.cols, rows: input.rows, picked: None };
+        self.multiply_by(stream, cut, &input, output)
+    }
+
+    /// The kernel and its blocks; none if there is nothing to be multiplied.
+    fn cut(&self, stream: &Stream, input: &Input, precision: Precision) -> Option<Cut> {
+        let results = match precision {
             Precision::Half => Results::Half,
             Precision::Full => Results::Full,
         };
+        let product = (input.rows > 0 && self.rows > 0).then(|| self.product(input))?;
+        Some(product::cut(&product, self.dtype, results, (stream.facts(), stream.options())))
+    }
+
+    fn multiply_by(
+        &self,
+        stream: &mut Stream,
+        cut: Option<Cut>,
+        input: &Input,
+        output: &Output,
+    ) -> Result<(), GpuError> {
+        let Some(cut) = cut else { return Ok(()) };
+        assert!(output.stride >= self.rows, "room for {} results", self.rows);
+        assert!(output.address.is_multiple_of(16), "results leave 16 bytes at a time");
         let product = self.product(input);
-        let cut = product::cut(&product, results, stream.facts());
         let args = LinearArgs { product, out: output.address, stride: output.stride as u32, pad: 0 };
         if let Some(box_rows) = cut.box_rows {
             let input = stream.gpu().tensor_map(&product.input_map(box_rows))?;
@@ -165,6 +251,7 @@ impl Linear {
             input.stride.is_multiple_of(8) && input.address.is_multiple_of(16),
             "rows are read 16 bytes at a time"
         );
+        assert!(u32::try_from(input.rows * (input.stride / 8)).is_ok(), "pieces of 16 bytes are numbered");
         Product {
             weights: self.weights.address(),
             bias: self.bias.address(),

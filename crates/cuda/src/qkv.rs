@@ -9,6 +9,7 @@ use crate::matrix::Matrix;
 use crate::product::{self, Product, Results};
 use crate::stream::Stream;
 use bytemuck::{Pod, Zeroable};
+use chorale_device::KvDtype;
 
 /// One layer's projection.
 pub(crate) struct Qkv<'a> {
@@ -25,6 +26,7 @@ struct QkvArgs {
     product: Product,
     queries: u64,
     layer: u64,
+    exponents: u64,
     step: u64,
     positions: u64,
     row_slices: u64,
@@ -44,6 +46,7 @@ struct QkvArgs {
 struct QkvHopperArgs {
     input: [u64; 16],
     qkv: QkvArgs,
+    pad: [u64; 7],
 }
 
 impl Qkv<'_> {
@@ -63,11 +66,15 @@ impl Qkv<'_> {
             return Ok(());
         }
         let product = weights.product(&Input::all(normed));
-        let cut = product::cut(&product, Results::Qkv, stream.facts());
+        // The exponent of an FP8 row follows from all of its values.
+        let whole_heads = if shape.dtype == KvDtype::Fp8 { 2 * shape.num_kv_heads as u32 } else { 0 };
+        let results = Results::Qkv { whole_heads };
+        let cut = product::cut(&product, weights.dtype(), results, (stream.facts(), stream.options()));
         let args = QkvArgs {
             product,
             queries: queries.address(),
             layer: cache.layer(layer),
+            exponents: cache.exponents(layer),
             step: step.address,
             positions: step.positions,
             row_slices: step.row_slices,
@@ -82,7 +89,7 @@ impl Qkv<'_> {
         };
         if let Some(box_rows) = cut.box_rows {
             let input = stream.gpu().tensor_map(&product.input_map(box_rows))?;
-            let args = QkvHopperArgs { input, qkv: args };
+            let args = QkvHopperArgs { input, qkv: args, pad: [0; 7] };
             stream.launch(cut.kernel, cut.grid, cut.shared_bytes, &args);
         } else {
             stream.launch(cut.kernel, cut.grid, cut.shared_bytes, &args);

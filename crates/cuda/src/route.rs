@@ -8,7 +8,7 @@ use crate::memory::Memory;
 use crate::product::{self, Product, Results};
 use crate::stream::Stream;
 use bytemuck::{Pod, Zeroable};
-use chorale_device::{Precision, Routed};
+use chorale_device::{Needs, Precision, Routed};
 use std::sync::Arc;
 
 /// What a warp holds of a row's logits.
@@ -107,7 +107,7 @@ impl Routing {
         };
         let input = Input::all(normed);
         let product = router.product(&input);
-        let cut = product::cut(&product, Results::Full, stream.facts());
+        let cut = product::cut(&product, router.dtype(), Results::Full, (stream.facts(), stream.options()));
         if cut.kernel.name == FEW {
             let args = RouteProductArgs { route, product, counters };
             stream.launch(ROUTE_FEW, cut.grid, cut.shared_bytes, &args);
@@ -134,6 +134,17 @@ impl Routing {
 }
 
 impl Scratch {
+    /// Room for the routes of so many rows.
+    pub(crate) fn reserve(&mut self, stream: &mut Stream, needs: &Needs<'_>) -> Result<(), GpuError> {
+        let max_rows = needs.limits.max_rows;
+        if max_rows > 0 {
+            let row_bytes = needs.num_experts.next_multiple_of(8) * size_of::<f32>();
+            stream.reserve(&mut self.logits, max_rows * row_bytes)?;
+            self.counters(stream, max_rows)?;
+        }
+        Ok(())
+    }
+
     /// Counters that are new are 0; each launch leaves them so.
     fn counters(&mut self, stream: &mut Stream, max_rows: usize) -> Result<u64, GpuError> {
         let len = max_rows.div_ceil(COUNTED_ROWS) * size_of::<u32>();

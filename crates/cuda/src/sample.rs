@@ -10,7 +10,7 @@ use crate::matrix::Matrix;
 use crate::memory::Memory;
 use crate::stream::Stream;
 use bytemuck::{Pod, Zeroable};
-use chorale_device::{Drawn, Fetched};
+use chorale_device::{Drawn, Fetched, Needs};
 use std::sync::Arc;
 
 pub(crate) use draws::Draws;
@@ -65,6 +65,18 @@ pub(crate) struct Scratch {
     parts: Option<Memory>,
     bins: Option<Memory>,
     listed: Option<Memory>,
+}
+
+impl Scratch {
+    /// Room for draws that report what they may.
+    pub(crate) fn reserve(&mut self, stream: &Stream, needs: &Needs<'_>) -> Result<(), GpuError> {
+        // A draw, and its scores.
+        let num_jobs = 2 * needs.limits.max_logit_rows;
+        let num_slices = needs.vocab_size.div_ceil(draws::SLICE);
+        stream.reserve(&mut self.parts, num_jobs * num_slices * PART_BYTES)?;
+        stream.reserve(&mut self.bins, num_jobs * BINS_BYTES)?;
+        stream.reserve(&mut self.listed, num_jobs * LISTED * size_of::<u64>())
+    }
 }
 
 impl Samples {

@@ -87,6 +87,17 @@ pub trait Device: Send + Sized {
     fn groups(&mut self, local: &[u32]) -> Result<Self::Groups, Self::Error>;
     /// Room for drawn tokens.
     fn samples(&mut self, max_rows: usize) -> Result<Self::Samples, Self::Error>;
+    /// Makes room for whatever else steps of this size need, so that they find it and
+    /// none asks for memory. Nothing to do where memory is got when it is needed.
+    fn reserve(&mut self, _needs: &Needs<'_>) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    /// Whether experts take what memory is left when they are loaded: then all else
+    /// is to be made first.
+    fn fills_memory(&self) -> bool {
+        false
+    }
 
     /// Runs `run` where the device's operations are called with the least
     /// delay: on its own threads, or with its context bound.
@@ -250,6 +261,25 @@ pub struct BatchLimits {
     pub max_slices: usize,
     /// Rows of logits in a step.
     pub max_logit_rows: usize,
+}
+
+/// The most that is asked of a device in a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs<'a> {
+    /// The largest step of the rank's own rows.
+    pub limits: BatchLimits,
+    /// The pages of its cache.
+    pub kv: &'a KvShape,
+    /// Width of the residual.
+    pub hidden_size: usize,
+    /// Width between an expert's matrices.
+    pub intermediate_size: usize,
+    /// Experts of a layer.
+    pub num_experts: usize,
+    /// Choices that may come to the rank's experts at a time.
+    pub num_choices: usize,
+    /// Tokens that there are.
+    pub vocab_size: usize,
 }
 
 /// The pages of a rank's KV cache.

@@ -23,6 +23,9 @@ pub enum KvDtype {
 }
 
 impl DenseDtype {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Bf16, Self::Int8];
+
     /// Bytes of a row of `cols` weights, its scale included.
     pub fn row_bytes(self, cols: usize) -> usize {
         match self {
@@ -41,6 +44,9 @@ impl DenseDtype {
 }
 
 impl KvDtype {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Fp8];
+
     /// Bytes of one head's key or value.
     pub fn row_bytes(self, head_dim: usize) -> usize {
         match self {

@@ -22,7 +22,9 @@ mod weights;
 
 pub use columns::{Columns, Draw, Feed, PenaltyTerms, SliceColumns, Table};
 pub use cpu::{Cpu, CpuError};
-pub use device::{BatchLimits, Choice, Device, Drawn, ExpertOrigin, Fetched, KvShape, Precision, Routed};
+pub use device::{
+    BatchLimits, Choice, Device, Drawn, ExpertOrigin, Fetched, KvShape, Needs, Precision, Routed,
+};
 pub use dtype::{DenseDtype, KvDtype};
 pub use fp8::{decode_fp8_row, encode_fp8_row};
 pub use int8::quantize_row;

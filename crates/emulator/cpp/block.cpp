@@ -226,19 +226,19 @@ void wait_for_earlier_kernels() {
 
 static void finish_copy(const AsyncCopy& copy) {
     if (copy.from) {
-        std::memcpy(copy.to, copy.from, 16);
+        std::memcpy(copy.to, copy.from, copy.bytes);
     } else {
-        std::memset(copy.to, 0, 16);
+        std::memset(copy.to, 0, copy.bytes);
     }
 }
 
-void begin_copy(void* shared, const void* global, bool valid) {
-    check_shared("cp_async16", shared, 16, 16);
-    watch(shared, 16, Access::WRITE);
-    if (valid && (uintptr_t)global % 16) {
-        fail("cp_async16: %p in global memory is no multiple of 16", global);
+void begin_copy(void* shared, const void* global, u32 bytes, bool valid) {
+    check_shared("cp_async", shared, bytes, bytes);
+    watch(shared, bytes, Access::WRITE);
+    if (valid && (uintptr_t)global % bytes) {
+        fail("cp_async: %p in global memory is no multiple of %u", global, bytes);
     }
-    const AsyncCopy copy{shared, valid ? global : nullptr};
+    const AsyncCopy copy{shared, valid ? global : nullptr, bytes};
     if (running->eager_copies) {
         finish_copy(copy);
     } else {
@@ -258,7 +258,7 @@ void wait_copies(u32 groups_left) {
     const size_t groups = me.copy_groups.size() - groups_left;
     const u32 copies = me.copy_groups[groups - 1];
     for (u32 i = 0; i < copies; i++) {
-        watch(me.copies[i].to, 16, Access::WRITE);
+        watch(me.copies[i].to, me.copies[i].bytes, Access::WRITE);
         finish_copy(me.copies[i]);
     }
     me.copies.erase(me.copies.begin(), me.copies.begin() + copies);

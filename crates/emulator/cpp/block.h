@@ -18,10 +18,11 @@ struct Index {
 struct Block;
 struct Fiber;
 
-// 16 bytes that a thread asked to be copied; from nowhere means zeros.
+// 4 or 16 bytes that a thread asked to be copied; from nowhere means zeros.
 struct AsyncCopy {
     void* to;
     const void* from;
+    u32 bytes;
 };
 
 struct Warp {
@@ -95,7 +96,7 @@ unsigned char* dynamic_shared();
 // Memory of the block's that is the same for every thread that gives this key.
 void* static_shared(const void* key, size_t bytes, size_t alignment);
 void check_shared(const char* what, const void* pointer, size_t bytes, size_t alignment);
-void begin_copy(void* shared, const void* global, bool valid);
+void begin_copy(void* shared, const void* global, u32 bytes, bool valid);
 void commit_copies();
 void wait_copies(u32 groups_left);
 

@@ -5,4 +5,5 @@
 #include "atomics.h"
 #include "block.h"
 #include "matrix.h"
+#include "system.h"
 #include "warp.h"

@@ -148,6 +148,25 @@ inline u32 mul_bf16x2(u32 a, u32 b) {
     return pack_bf16(x.x * y.x, x.y * y.y);
 }
 
+// The nearest E4M3, ties to even; what is larger than the largest becomes that.
+inline u32 nearest_e4m3(float value) {
+    const u32 sign = __float_as_uint(value) >> 31 << 7;
+    const float size = std::fabs(value);
+    if (std::isnan(value)) {
+        return 0x7F;
+    }
+    u32 code = 0x7E;
+    if (size < 448.0f) {
+        // Subnormals have the steps of the least normals.
+        const int exponent = size > 0.0f ? std::max(std::ilogb(size), -6) : -6;
+        const float steps = std::nearbyint(std::ldexp(size, 3 - exponent));
+        code = (u32)(exponent + 6) * 8 + (u32)steps;
+    }
+    return sign | code;
+}
+
+inline u32 pack_e4m3(float low, float high) { return nearest_e4m3(low) | nearest_e4m3(high) << 8; }
+
 inline float flush_denormal(float value) {
     return std::fabs(value) < 1.17549435e-38f ? std::copysign(0.0f, value) : value;
 }

@@ -3,6 +3,7 @@
 #include "launch.h"
 
 #include "scheduler.h"
+#include "system.h"
 
 #include <memory>
 #include <string>
@@ -131,6 +132,7 @@ static void finish(Begun& launch) {
         block.run();
         block.check_end();
     }
+    deliver_all();
     running = &block;
     check_global_ends();
     running = nullptr;

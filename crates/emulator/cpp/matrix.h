@@ -8,7 +8,11 @@ inline u32 shared_address(const void* pointer) {
 }
 
 inline void cp_async16(void* shared, const void* global, bool valid) {
-    emulated::begin_copy(shared, global, valid);
+    emulated::begin_copy(shared, global, 16, valid);
+}
+
+inline void cp_async4(void* shared, const void* global, bool valid) {
+    emulated::begin_copy(shared, global, 4, valid);
 }
 
 inline void cp_async_commit() { emulated::commit_copies(); }

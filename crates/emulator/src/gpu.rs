@@ -2,8 +2,11 @@
 
 #![expect(unsafe_code, reason = "addresses of the emulated memory are trusted by kernels")]
 
+use crate::aside::Aside;
 use crate::native::{self, Machine};
-use chorale_cuda::{Arriving, Facts, Gpu, GpuError, Launches, TensorMap};
+use chorale_cuda::{
+    Arriving, Exposed, Facts, Gpu, GpuError, Launches, Offer, Point, Reached, TensorMap, Transfer,
+};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,11 +23,22 @@ pub struct Options {
     pub num_sms: u32,
     /// Memory that can be allocated.
     pub memory_bytes: usize,
+    /// The same of the host, for kernels to read.
+    pub host_bytes: usize,
+    /// Whether other GPUs of the process may reach its memory.
+    pub has_peers: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { seed: 1, capability: (8, 0), num_sms: 4, memory_bytes: 4 << 30 }
+        Self {
+            seed: 1,
+            capability: (8, 0),
+            num_sms: 4,
+            memory_bytes: 4 << 30,
+            host_bytes: 4 << 30,
+            has_peers: true,
+        }
     }
 }
 
@@ -33,6 +47,8 @@ impl Default for Options {
 pub struct Emulator {
     facts: Facts,
     seed: u64,
+    host_bytes: usize,
+    has_peers: bool,
     state: Mutex<State>,
 }
 
@@ -41,6 +57,11 @@ struct State {
     /// The length of each allocation in use, by its address.
     allocations: BTreeMap<u64, usize>,
     used_bytes: usize,
+    /// The same of the host.
+    host_allocations: BTreeMap<u64, usize>,
+    used_host_bytes: usize,
+    /// Copies beside the launches.
+    aside: Aside,
     /// Lists that have run.
     runs: u64,
 }
@@ -60,7 +81,9 @@ impl Emulator {
             memory_bytes_per_s: 1 << 40,
             driver: 13000,
         };
-        Ok(Arc::new(Self { facts, seed: options.seed, state: Mutex::default() }))
+        let Options { seed, host_bytes, has_peers, .. } = options;
+        let state = State { aside: Aside::new(seed), ..State::default() };
+        Ok(Arc::new(Self { facts, seed, host_bytes, has_peers, state: Mutex::new(state) }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -77,15 +100,31 @@ fn shared_bytes_max(capability: (u32, u32)) -> u32 {
 impl State {
     /// Panics unless `address` and what follows is in use.
     fn check(&self, what: &str, address: u64, len: usize) {
-        let found = self.allocations.range(..=address).next_back();
-        let fits = found.is_some_and(|(&start, &size)| {
-            address - start <= size as u64 && len as u64 <= size as u64 - (address - start)
-        });
+        let found = holder(&self.allocations, address);
         assert!(
-            fits || len == 0,
+            fits(found, address, len),
             "{what}: {len} bytes at {address:#x} are not allocated; nearest: {found:x?}"
         );
     }
+
+    /// The same where it may also be the host's.
+    fn check_either(&self, what: &str, address: u64, len: usize) {
+        if !fits(holder(&self.host_allocations, address), address, len) {
+            self.check(what, address, len);
+        }
+    }
+}
+
+/// The allocation that begins at or last before an address.
+fn holder(allocations: &BTreeMap<u64, usize>, address: u64) -> Option<(u64, usize)> {
+    allocations.range(..=address).next_back().map(|(&start, &size)| (start, size))
+}
+
+fn fits(holder: Option<(u64, usize)>, address: u64, len: usize) -> bool {
+    let has_room = holder.is_some_and(|(start, size)| {
+        address - start <= size as u64 && len as u64 <= size as u64 - (address - start)
+    });
+    has_room || len == 0
 }
 
 impl Gpu for Emulator {
@@ -116,20 +155,25 @@ impl Gpu for Emulator {
         let known = state.allocations.remove(&address);
         assert_eq!(known, Some(len), "free: {len} bytes at {address:#x} are not an allocation");
         state.used_bytes -= len;
+        state.aside.finish_all();
         // SAFETY: it was allocated, and is forgotten now; nobody else uses it as
         // the caller promises.
         unsafe { native::free(address) }
     }
 
     unsafe fn upload(&self, bytes: &[u8], to: u64) -> Result<(), GpuError> {
-        self.state().check("upload", to, bytes.len());
+        let state = self.state();
+        state.check("upload", to, bytes.len());
+        state.aside.check_written("upload", to, bytes.len());
         // SAFETY: the range is allocated, and host memory is not among it.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) }
         Ok(())
     }
 
     unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), GpuError> {
-        self.state().check("download", from, bytes.len());
+        let state = self.state();
+        state.check("download", from, bytes.len());
+        state.aside.check_read("download", from, bytes.len());
         // SAFETY: the range is allocated, and host memory is not among it.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) }
         Ok(())
@@ -144,8 +188,10 @@ impl Gpu for Emulator {
 
     unsafe fn copy(&self, from: u64, to: u64, len: usize) -> Result<(), GpuError> {
         let state = self.state();
-        state.check("copy from", from, len);
-        state.check("copy to", to, len);
+        state.check_either("copy from", from, len);
+        state.check_either("copy to", to, len);
+        state.aside.check_read("copy from", from, len);
+        state.aside.check_written("copy to", to, len);
         assert!(from.abs_diff(to) >= len as u64, "copy: {len} bytes at {from:#x} and {to:#x} overlap");
         // SAFETY: both ranges are allocated and do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, len) }
@@ -197,18 +243,90 @@ impl Gpu for Emulator {
     }
 
     fn wait(&self) -> Result<(), GpuError> {
+        self.state().aside.finish_all();
         Ok(())
     }
 
     fn bind(&self) -> Result<(), GpuError> {
         Ok(())
     }
+
+    fn alloc_host(&self, len: usize) -> Result<u64, GpuError> {
+        assert!(len > 0, "an allocation of nothing");
+        let mut state = self.state();
+        let refused = GpuError::OutOfHostMemory { bytes: len };
+        if len > self.host_bytes - state.used_host_bytes {
+            return Err(refused);
+        }
+        let address = native::alloc(len).ok_or(refused)?;
+        state.host_allocations.insert(address, len);
+        state.used_host_bytes += len;
+        Ok(address)
+    }
+
+    unsafe fn free_host(&self, address: u64, len: usize) {
+        let mut state = self.state();
+        let known = state.host_allocations.remove(&address);
+        assert_eq!(known, Some(len), "free_host: {len} bytes at {address:#x} are not an allocation");
+        state.used_host_bytes -= len;
+        state.aside.finish_all();
+        // SAFETY: it was allocated, and is forgotten now; nobody else uses it as
+        // the caller promises.
+        unsafe { native::free(address) }
+    }
+
+    fn point(&self) -> Result<Point, GpuError> {
+        Ok(self.state().aside.point())
+    }
+
+    unsafe fn copy_aside(&self, after: Point, copies: &[Transfer]) -> Result<Point, GpuError> {
+        let mut state = self.state();
+        for copy in copies {
+            state.check_either("copy aside from", copy.from, copy.len);
+            state.check_either("copy aside to", copy.to, copy.len);
+        }
+        // SAFETY: both ranges of each are allocated. The rest is the caller's.
+        Ok(unsafe { state.aside.begin(after, copies) })
+    }
+
+    fn follow(&self, point: Point) -> Result<(), GpuError> {
+        self.state().aside.finish(point);
+        Ok(())
+    }
+
+    fn is_past(&self, point: Point) -> Result<bool, GpuError> {
+        Ok(self.state().aside.is_past(point))
+    }
+
+    fn expose(&self, address: u64) -> Result<Exposed, GpuError> {
+        self.state().check("expose", address, 1);
+        if !self.has_peers {
+            return Err(GpuError::Unreachable { reason: "the GPU has no peers".to_owned() });
+        }
+        Ok(Exposed { device: [0; 16], ipc: None })
+    }
+
+    unsafe fn reach(&self, offer: &Offer) -> Result<Box<dyn Reached>, GpuError> {
+        if !self.has_peers || !offer.is_own() {
+            return Err(GpuError::Unreachable { reason: "the GPU has no peers".to_owned() });
+        }
+        Ok(Box::new(Neighbour(offer.address)))
+    }
+}
+
+/// All emulated memory is the host's.
+struct Neighbour(u64);
+
+impl Reached for Neighbour {
+    fn address(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Drop for Emulator {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for &address in state.allocations.keys() {
+        for &address in state.allocations.keys().chain(state.host_allocations.keys()) {
             // SAFETY: it was allocated; whoever held it has let go of this GPU.
             unsafe { native::free(address) }
         }

@@ -36,8 +36,18 @@ fn every_measurement_runs_through() {
         let folder = tempfile::tempdir().unwrap();
         report.write(folder.path()).unwrap();
         let text = std::fs::read_to_string(folder.path().join("measurements.json")).unwrap();
-        for what in ["limit: copying memory", "attention", "experts", "head", "decode step", "prompt", "load"]
-        {
+        for what in [
+            "limit: copying memory",
+            "attention",
+            "experts",
+            "head",
+            "decode step",
+            "decode step, launched one by one",
+            "decode step, batch-invariant",
+            "prompt",
+            "prompt, batch-invariant",
+            "load",
+        ] {
             assert!(text.contains(&format!("\"what\": \"{what}\"")), "{what} was not measured");
         }
     }

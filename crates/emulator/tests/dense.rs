@@ -11,11 +11,12 @@ use chorale_device::{
 };
 use chorale_emulator::{Emulator, Options};
 use chorale_kbench::noise;
-use chorale_kbench::reference::{self, Random, Rows, dense, to_bf16, to_f32};
+use chorale_kbench::reference::{self, Random, Rows, dense, kept, to_bf16, to_f32};
 use std::num::NonZeroUsize;
 
 /// Few processors make every kernel worth choosing for some small matrix.
 const SMS: [u32; 3] = [1, 4, 132];
+const DTYPES: [DenseDtype; 2] = [DenseDtype::Bf16, DenseDtype::Int8];
 const GENERIC: (u32, u32) = (8, 0);
 const HOPPER: (u32, u32) = (9, 0);
 
@@ -70,7 +71,7 @@ fn bias_in_parts(bias: &[f64]) -> Vec<f64> {
     bias.iter().enumerate().map(|(i, &value)| if (a..b).contains(&i) { 0.0 } else { value }).collect()
 }
 
-fn products_are_right(capability: (u32, u32)) {
+fn products_are_right(capability: (u32, u32), dtype: DenseDtype) {
     let random = &mut Random(1);
     for (index, num_sms) in SMS.into_iter().enumerate() {
         for outputs in [5, 16, 37, 128, 200, 777] {
@@ -80,10 +81,14 @@ fn products_are_right(capability: (u32, u32)) {
                 let weights = random.rows(outputs, cols, 1.0);
                 let bias = random.row(outputs, 1.0);
                 let rows = random.rows(num_rows, cols, 2.0);
-                let linear = device.linear(in_parts(&weights, &bias), DenseDtype::Bf16).unwrap();
+                let linear = device.linear(in_parts(&weights, &bias), dtype).unwrap();
                 let found = project(device, &rows, &linear, outputs);
+                let weights = kept(&weights, dtype);
                 let expected = reference::project(&rows, &weights, &bias_in_parts(&bias)).concat();
-                let what = format!("{index}: {num_rows} rows of {cols} to {outputs}, {num_sms} processors");
+                let what = format!(
+                    "{index}: {num_rows} rows of {cols} to {outputs}, {num_sms} processors, {}",
+                    dtype.name()
+                );
                 assert_close(&found, &expected, &what);
             }
         }
@@ -92,23 +97,38 @@ fn products_are_right(capability: (u32, u32)) {
 
 #[test]
 fn products_agree_with_plain_loops() {
-    products_are_right(GENERIC);
+    products_are_right(GENERIC, DenseDtype::Bf16);
 }
 
 #[test]
 fn products_on_hopper_agree_with_plain_loops() {
-    products_are_right(HOPPER);
+    products_are_right(HOPPER, DenseDtype::Bf16);
+}
+
+#[test]
+fn products_of_integers_agree_with_plain_loops() {
+    products_are_right(GENERIC, DenseDtype::Int8);
+}
+
+#[test]
+fn products_of_integers_on_hopper_agree_with_plain_loops() {
+    products_are_right(HOPPER, DenseDtype::Int8);
 }
 
 #[test]
 fn gpt_oss_shapes_agree_with_plain_loops() {
-    for (outputs, cols, num_rows, capability) in [
-        (5120, 2880, 1, GENERIC),
-        (2880, 4096, 3, GENERIC),
-        (128, 2880, 20, GENERIC),
-        (640, 2880, 33, GENERIC),
-        (640, 2880, 130, GENERIC),
-        (640, 2880, 130, HOPPER),
+    use DenseDtype::{Bf16, Int8};
+    for (outputs, cols, num_rows, capability, dtype) in [
+        (5120, 2880, 1, GENERIC, Bf16),
+        (5120, 2880, 1, GENERIC, Int8),
+        (2880, 4096, 3, GENERIC, Bf16),
+        (2880, 4096, 3, GENERIC, Int8),
+        (128, 2880, 20, GENERIC, Bf16),
+        (640, 2880, 33, GENERIC, Bf16),
+        (640, 2880, 33, GENERIC, Int8),
+        (640, 2880, 130, GENERIC, Bf16),
+        (640, 2880, 130, HOPPER, Bf16),
+        (640, 2880, 130, HOPPER, Int8),
     ] {
         let random = &mut Random(outputs as u64);
         let device = &mut cuda(3, 132, capability);
@@ -117,17 +137,14 @@ fn gpt_oss_shapes_agree_with_plain_loops() {
             let bits = bytes.as_chunks::<2>().0.iter().map(|bits| u32::from(u16::from_le_bytes(*bits)));
             bits.map(|bits| f64::from(f32::from_bits(bits << 16))).collect()
         };
-        let weights = decode(&source.parts[0].weight);
+        let weights: Rows = decode(&source.parts[0].weight).chunks(cols).map(<[f64]>::to_vec).collect();
+        let weights = kept(&weights, dtype);
         let bias = decode(source.parts[0].bias.as_ref().unwrap());
         let rows = random.rows(num_rows, cols, 2.0);
-        let linear = device.linear(source, DenseDtype::Bf16).unwrap();
+        let linear = device.linear(source, dtype).unwrap();
         let found = project(device, &rows, &linear, outputs);
-        let dot = |row: &[f64], w: &[f64]| row.iter().zip(w).map(|(a, b)| a * b).sum::<f64>();
-        let expected: Vec<f64> = rows
-            .iter()
-            .flat_map(|row| weights.chunks(cols).zip(&bias).map(|(w, b)| dot(row, w) + b).collect::<Vec<_>>())
-            .collect();
-        assert_close(&found, &expected, &format!("{num_rows} rows of {cols} to {outputs}"));
+        let expected = reference::project(&rows, &weights, &bias).concat();
+        assert_close(&found, &expected, &format!("{num_rows} rows of {cols} to {outputs}, {}", dtype.name()));
     }
 }
 
@@ -175,13 +192,17 @@ fn packing_loses_nothing() {
 /// Among few rows a row's bits depend on nothing else, and so among many.
 #[test]
 fn neighbours_do_not_change_a_row() {
+    DTYPES.into_iter().for_each(neighbours_do_not_matter);
+}
+
+fn neighbours_do_not_matter(dtype: DenseDtype) {
     for (seed, num_sms) in [(1, 1), (2, 4), (3, 132)] {
         for capability in [GENERIC, HOPPER] {
             let random = &mut Random(seed);
             let (outputs, cols) = (random.pick(&[70, 320]), 352);
             let device = &mut cuda(seed, num_sms, capability);
             let weights = random.rows(outputs, cols, 1.0);
-            let linear = device.linear(dense(&[(&weights, None)]), DenseDtype::Bf16).unwrap();
+            let linear = device.linear(dense(&[(&weights, None)]), dtype).unwrap();
             for counts in [&[1, 2, 8, 11, 27, 40, 64][..], &[513, 600, 650][..]] {
                 let rows = random.rows(counts[counts.len() - 1], cols, 2.0);
                 let all = project(device, &rows, &linear, outputs);
@@ -193,7 +214,8 @@ fn neighbours_do_not_change_a_row() {
                         .iter()
                         .zip(&all[shift * outputs..])
                         .all(|(some, all)| some.to_bits() == all.to_bits());
-                    assert!(same, "{count} of {} rows, {num_sms} processors", rows.len());
+                    let what = format!("{count} of {} rows, {num_sms} processors", rows.len());
+                    assert!(same, "{what}, {}", dtype.name());
                 }
             }
         }
@@ -221,12 +243,15 @@ fn limits(rows: usize) -> BatchLimits {
 fn the_head_picks_its_rows() {
     for capability in [GENERIC, HOPPER] {
         let random = &mut Random(11);
-        for (num_rows, num_picked) in [(1, 1), (3, 5), (20, 8), (70, 33), (90, 64), (130, 130), (9, 0)] {
+        let counts = [(1, 1), (3, 5), (20, 8), (70, 33), (90, 64), (130, 130), (9, 0)];
+        for ((num_rows, num_picked), dtype) in
+            counts.into_iter().flat_map(|counts| DTYPES.map(|dtype| (counts, dtype)))
+        {
             let (outputs, cols) = (random.pick(&[777, 130, 640]), random.pick(&[96, 160]));
             let device = &mut cuda(random.word(), random.pick(&SMS), capability);
             let weights = random.rows(outputs, cols, 1.0);
             let rows = random.rows(num_rows, cols, 2.0);
-            let linear = device.linear(dense(&[(&weights, None)]), DenseDtype::Bf16).unwrap();
+            let linear = device.linear(dense(&[(&weights, None)]), dtype).unwrap();
             let kv = KvShape {
                 windows: Vec::new(),
                 num_query_heads: 1,
@@ -255,8 +280,9 @@ fn the_head_picks_its_rows() {
             let mut logits = device.matrix(130, outputs, Full).unwrap();
             device.lm_head(&input, &linear, &batch, &mut logits).unwrap();
             let picked: Rows = columns.logit_rows.iter().map(|&row| rows[row as usize].clone()).collect();
+            let weights = kept(&weights, dtype);
             let expected = reference::project(&picked, &weights, &vec![0.0; outputs]).concat();
-            let what = format!("{num_picked} of {num_rows} rows of {cols} to {outputs}");
+            let what = format!("{num_picked} of {num_rows} rows of {cols} to {outputs}, {}", dtype.name());
             assert_within(&device.read(&logits).unwrap(), &expected, (0.0, 2e-6), &what);
         }
     }
@@ -266,6 +292,7 @@ fn the_head_picks_its_rows() {
 /// each and its rows.
 struct Layer {
     kv: KvShape,
+    dtype: DenseDtype,
     weights: Rows,
     bias: Vec<f64>,
     sequences: Vec<(usize, Rows)>,
@@ -273,7 +300,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn random(random: &mut Random, sliding: bool, longest: usize) -> Self {
+    fn random(random: &mut Random, dtype: DenseDtype, sliding: bool, longest: usize) -> Self {
         let num_kv_heads = 1 + random.below(3);
         let num_query_heads = num_kv_heads * random.pick(&[1, 2, 3, 8]);
         let block_size = random.pick(&[4, 16, 64]);
@@ -302,6 +329,7 @@ impl Layer {
                 num_full_blocks: 2000,
                 num_sliding_blocks: 2000,
             },
+            dtype,
             weights: random.rows(outputs, cols, 0.5),
             bias: random.row(outputs, 0.5),
             sequences,
@@ -323,7 +351,7 @@ impl Layer {
         }
         let width = self.kv.num_query_heads * 64;
         let mut cache = device.kv_cache(&self.kv).unwrap();
-        let weights = device.linear(dense(&[(&self.weights, Some(&self.bias))]), DenseDtype::Bf16).unwrap();
+        let weights = device.linear(dense(&[(&self.weights, Some(&self.bias))]), self.dtype).unwrap();
         let sinks = device.sinks(to_bf16(&vec![-1.0; self.kv.num_query_heads])).unwrap();
         let mut batch = device.batch(limits(rows.len()), &ROPE, &self.kv).unwrap();
         let samples = device.samples(1).unwrap();
@@ -338,17 +366,18 @@ impl Layer {
 }
 
 fn projections_agree_with_the_portable_device(capability: (u32, u32)) {
-    for seed in 0..12 {
+    for (seed, dtype) in (0..12).flat_map(|seed| DTYPES.map(|dtype| (seed, dtype))) {
         let random = &mut Random(seed);
         let sliding = seed % 2 == 1;
         let longest = [3, 12, 50, 150][seed as usize % 4];
-        let layer = Layer::random(random, sliding, longest);
+        let layer = Layer::random(random, dtype, sliding, longest);
         let device = &mut cuda(seed, SMS[seed as usize % 3], capability);
         let (queries, context) = layer.run(device, &[0, 1, 2, 3], sliding);
         let cpu = &mut Cpu::new(NonZeroUsize::new(2)).unwrap();
         let (expected_queries, expected_context) = layer.run(cpu, &[0, 1, 2, 3], sliding);
         let exact = |values: Vec<f32>| -> Vec<f64> { values.into_iter().map(f64::from).collect() };
-        let what = format!("seed {seed}: {:?}, {} columns", layer.kv, layer.weights[0].len());
+        let what =
+            format!("seed {seed}: {:?}, {} columns, {}", layer.kv, layer.weights[0].len(), dtype.name());
         assert_close(&queries, &exact(expected_queries), &format!("queries, {what}"));
         assert_within(&context, &exact(expected_context), (0.01, 0.01), &format!("context, {what}"));
     }
@@ -367,8 +396,9 @@ fn on_hopper_too() {
 /// A step of few rows, whichever sequences it has, and so one of many.
 #[test]
 fn queries_are_the_same_in_any_company() {
-    for (seed, capability) in [(1, GENERIC), (2, HOPPER)] {
-        let layer = Layer::random(&mut Random(seed), true, 15);
+    let kinds = [(1, GENERIC), (2, HOPPER)];
+    for ((seed, capability), dtype) in kinds.into_iter().flat_map(|kind| DTYPES.map(|dtype| (kind, dtype))) {
+        let layer = Layer::random(&mut Random(seed), dtype, true, 15);
         let device = &mut cuda(seed, 4, capability);
         let width = layer.kv.num_query_heads * 64;
         let (all, _) = layer.run(device, &[3, 0, 1, 2], true);

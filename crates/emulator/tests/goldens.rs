@@ -4,9 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use chorale_cuda::Cuda;
-use chorale_device::{Cpu, Device};
+use chorale_device::{Cpu, DenseDtype, Device, KvDtype};
 use chorale_emulator::{Emulator, Options};
-use chorale_kbench::goldens::{self, Bar, Distance, GOLDENS, Golden, limits};
+use chorale_kbench::goldens::{self, Bar, Distance, Formats, GOLDENS, Golden, limits};
 use chorale_link::{LocalTransport, Mesh, Place, local};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::OfflineLimits;
@@ -32,13 +32,15 @@ fn open(golden: &Golden) -> Checkpoint {
 
 fn agrees(golden: &Golden) {
     let checkpoint = open(golden);
-    let right = goldens::portable(golden, &checkpoint, &PROMPTS).unwrap();
+    let formats = Formats::default();
+    let right = goldens::portable(golden, (&checkpoint, formats), &PROMPTS).unwrap();
     for capability in GENERATIONS {
         // Whole, and in pieces that leave pages and tiles half full.
         for (slice, block_size) in [(400, 64), (37, 16)] {
             let started = Instant::now();
             let room = limits(slice, block_size);
-            let distance = goldens::agrees(cuda(capability), (golden, &checkpoint), (&PROMPTS, &right), room);
+            let model = (golden, &checkpoint, formats);
+            let distance = goldens::agrees(cuda(capability), model, (&PROMPTS, &right), room);
             let distance = distance.unwrap_or_else(|failure| panic!("{capability:?}: {failure}"));
             eprintln!(
                 "{} {capability:?}, slices of {slice}: {distance:?} in {:.1} s",
@@ -62,6 +64,39 @@ fn b_awkward_agrees() {
 #[test]
 fn c_ratio_agrees() {
     agrees(&GOLDENS[2]);
+}
+
+/// Weights in eight bits cost the logits something, but every device the same.
+#[test]
+fn weights_in_eight_bits_agree() {
+    let golden = &GOLDENS[1];
+    let checkpoint = open(golden);
+    let formats = Formats { dense: DenseDtype::Int8, ..Formats::default() };
+    let prompts = ["p17", "p130"];
+    let right = goldens::portable(golden, (&checkpoint, formats), &prompts).unwrap();
+    for (capability, slice) in [((8, 0), 37), ((9, 0), 400)] {
+        let model = (golden, &checkpoint, formats);
+        let distance =
+            goldens::agrees(cuda(capability), model, (&prompts, &right), limits(slice, 16)).unwrap();
+        eprintln!("{} {capability:?}, int8: {distance:?}", golden.name);
+    }
+}
+
+/// So do keys and values: what pages keep has a sixteenth of room to fall to
+/// either side.
+#[test]
+fn keys_and_values_in_eight_bits_agree() {
+    let golden = &GOLDENS[2];
+    let checkpoint = open(golden);
+    let formats = Formats { kv: Some(KvDtype::Fp8), ..Formats::default() };
+    let prompts = ["p17", "p130"];
+    let right = goldens::portable(golden, (&checkpoint, formats), &prompts).unwrap();
+    for (capability, slice) in [((8, 0), 37), ((9, 0), 400)] {
+        let model = (golden, &checkpoint, formats);
+        let distance =
+            goldens::agrees(cuda(capability), model, (&prompts, &right), limits(slice, 16)).unwrap();
+        eprintln!("{} {capability:?}, fp8: {distance:?}", golden.name);
+    }
 }
 
 #[test]
@@ -147,7 +182,7 @@ fn two_ranks<D: Device>(
 }
 
 fn within_the_bar(golden: &Golden, checkpoint: &Checkpoint, found: &[f32], what: &str) {
-    let right = goldens::portable(golden, checkpoint, &["p130"]).unwrap();
+    let right = goldens::portable(golden, (checkpoint, Formats::default()), &["p130"]).unwrap();
     let distance = Distance::between(found, &right[0], checkpoint.config().vocab_size).unwrap();
     eprintln!("{} {what}: {distance:?}", golden.name);
     Bar::of(golden, &["p130"]).unwrap().holds(&distance, || what.to_owned()).unwrap();

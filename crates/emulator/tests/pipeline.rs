@@ -11,8 +11,8 @@ use chorale_link::local;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_plan::{
-    Assignment, Carrier, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, RowFormat, SamplingParams,
-    SequenceSlice, Shape, SliceTokens, StepPlan, TokenId,
+    Assignment, Carrier, DenseFormat, Epoch, ExchangeOptions, KvFormat, Placement, Rank as RankId, Room,
+    RowFormat, SamplingParams, SequenceSlice, Shape, SliceTokens, StepPlan, TokenId,
 };
 use chorale_worker::Rank;
 use std::sync::Arc;
@@ -51,6 +51,7 @@ impl World {
                 block_size_tokens: room.block_size as u32,
                 num_full_blocks: room.num_full_blocks as u32,
                 num_sliding_blocks: room.num_sliding_blocks as u32,
+                kv_dtype: KvFormat::Bf16,
             },
             exchange: ExchangeOptions {
                 timeout_ms: 10_000,
@@ -59,6 +60,7 @@ impl World {
                 overlap_min_rows: None,
             },
             carrier: Carrier::Frames,
+            dense_dtype: DenseFormat::Bf16,
         };
         let transport = local(1, Duration::from_secs(10)).remove(0);
         let taken = rank.take(assignment, Arc::clone(checkpoint), Box::new(transport), Box::new(|_| {}));

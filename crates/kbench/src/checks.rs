@@ -5,6 +5,7 @@ mod decoding;
 mod draws;
 mod experts;
 mod host;
+mod int8;
 mod layer;
 mod nothing;
 mod portable;
@@ -86,6 +87,8 @@ pub fn families<D: Device>() -> Vec<Family<D>> {
                 ("any split into slices and pages gives the same", attention::splits),
                 ("sequences of one step do not mix", attention::companies),
                 ("long sequences are prefilled and decoded", attention::long_sequences),
+                ("FP8 rows of any size are kept as the portable device keeps them", attention::fp8_rows),
+                ("attention over FP8 keys and values agrees with plain loops", attention::fp8_cases),
             ],
         ),
         family(
@@ -118,6 +121,10 @@ pub fn families<D: Device>() -> Vec<Family<D>> {
             &[
                 ("operations of random shapes agree with the portable device", portable::operations::<D>),
                 ("gpt-oss's own matrices agree with the portable device", portable::gpt_oss),
+                (
+                    "queries, keys and values of eight-bit weights agree with the portable device",
+                    int8::layers,
+                ),
                 ("a whole layer agrees with the portable device", layer::layers),
             ],
         ),

@@ -3,12 +3,14 @@
 //! distributions over many positions: with the portable device's, which agree
 //! with the oracles.
 
+mod company;
 mod fixtures;
 
+pub use company::differing_cuts;
 pub use fixtures::{Continuation, GOLDENS, Golden};
 
 use crate::failure::{Failure, Outcome, ensure};
-use chorale_device::{Cpu, Device};
+use chorale_device::{Cpu, DenseDtype, Device, KvDtype};
 use chorale_link::{Link, Solo};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
@@ -98,6 +100,15 @@ impl Bar {
     }
 }
 
+/// What an engine keeps its numbers in.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Formats {
+    /// Dense weights, except routers.
+    pub dense: DenseDtype,
+    /// Keys and values, or what the device likes best.
+    pub kv: Option<KvDtype>,
+}
+
 fn log_softmax(logits: &[f32]) -> impl Iterator<Item = f64> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
@@ -140,34 +151,37 @@ pub fn logits<D: Device, L: Link<D>>(
 /// An engine of one rank.
 pub fn engine<D: Device>(
     mut device: D,
-    checkpoint: &Checkpoint,
+    (checkpoint, formats): (&Checkpoint, Formats),
     limits: OfflineLimits,
 ) -> Result<GptOss<D, Solo<D>>, Failure> {
     let config = checkpoint.config();
     let link = Solo::new(&mut device, config.num_experts as u32)?;
-    let room = Room { has_halves: false, ..limits.room(config, D::KV_DTYPES[0]) };
-    Ok(GptOss::load(device, link, checkpoint, &ShardSpec::whole(config), &room, &mut |_| ())?)
+    let room = limits.room(config, formats.kv.unwrap_or(D::KV_DTYPES[0]));
+    let room = Room { has_halves: false, ..room };
+    let spec = ShardSpec { dense_dtype: formats.dense, ..ShardSpec::whole(config) };
+    Ok(GptOss::load(device, link, checkpoint, &spec, &room, &mut |_| ())?)
 }
 
 /// What the portable device computes on some prompts.
 pub fn portable(
     golden: &Golden,
-    checkpoint: &Checkpoint,
+    (checkpoint, formats): (&Checkpoint, Formats),
     prompts: &[&str],
 ) -> Result<Vec<Vec<f32>>, Failure> {
     let limits = limits(400, 64);
-    let mut engine = engine(Cpu::new(NonZeroUsize::new(2))?, checkpoint, limits)?;
+    let mut engine = engine(Cpu::new(NonZeroUsize::new(2))?, (checkpoint, formats), limits)?;
     prompts.iter().map(|prompt| logits(&mut engine, &golden.prompt(prompt)?, limits)).collect()
 }
 
-/// Compares an engine with the portable device on some prompts, computed in slices.
+/// Compares an engine with the portable device on some prompts, computed in slices;
+/// `right` is what the latter makes of them with the same formats.
 pub fn agrees<D: Device>(
     device: D,
-    (golden, checkpoint): (&Golden, &Checkpoint),
+    (golden, checkpoint, formats): (&Golden, &Checkpoint, Formats),
     (prompts, right): (&[&str], &[Vec<f32>]),
     limits: OfflineLimits,
 ) -> Result<Distance, Failure> {
-    let mut engine = engine(device, checkpoint, limits)?;
+    let mut engine = engine(device, (checkpoint, formats), limits)?;
     let vocab = checkpoint.config().vocab_size;
     let mut distance = Distance::default();
     for (prompt, right) in prompts.iter().zip(right) {
@@ -188,7 +202,7 @@ pub fn continues<D: Device>(
     count: usize,
     limits: OfflineLimits,
 ) -> Result<usize, Failure> {
-    let mut engine = engine(device, checkpoint, limits)?;
+    let mut engine = engine(device, (checkpoint, Formats::default()), limits)?;
     let mut sequence = OfflineSequence::new(0, golden.prompt(prompt)?, limits, checkpoint.config());
     for step in 1.. {
         let slice = sequence.take_slice(limits.max_slice_tokens, &SamplingParams::greedy());

@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod checks;
+pub mod circle;
 mod demands;
 mod failure;
 pub mod goldens;

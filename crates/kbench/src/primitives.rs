@@ -5,7 +5,9 @@
 
 #![expect(unsafe_code, reason = "hands addresses to kernels")]
 
+mod fp8;
 mod hopper;
+mod warps;
 
 use crate::failure::{Failure, Outcome, ensure};
 use bytemuck::{Pod, Zeroable};
@@ -36,14 +38,21 @@ impl Primitive {
 pub const GPU_TOLERANCE: f32 = 2e-3;
 
 /// All of them, the simplest first.
-pub const PRIMITIVES: [Primitive; 8] = [
+pub const PRIMITIVES: [Primitive; 15] = [
     primitive("numbers are converted", false, numbers),
     primitive("copies arrive in shared memory, and zeros where they are not valid", false, copies),
+    primitive("single words arrive, and zeros where they are not valid", false, fp8::words),
+    primitive("numbers become FP8 and come back", false, fp8::codes),
     primitive("fragments are loaded", false, fragments),
+    primitive("quotients", false, warps::quotients),
+    primitive("lanes of a warp tell each other", false, warps::warps),
+    primitive("every thread of a grid runs once", false, warps::grid),
     primitive("a warp multiplies 16 × 8 × 16", false, mma),
+    primitive("a warp multiplies and begins with nothing", false, warps::mma_from_zero),
     primitive("a kernel sees what the one before it wrote", false, chain),
     primitive("boxes are swizzled and end where the matrix does", true, hopper::boxes),
     primitive("a warpgroup multiplies at every width", true, hopper::wgmma),
+    primitive("a warpgroup adds alike at every width", true, hopper::widths),
     primitive("a ring of boxes feeds warpgroups", true, hopper::ring),
 ];
 

@@ -1,11 +1,12 @@
 //! Each operation as the plainest loop in f64, with roundings where a device
 //! keeps values in 16 bits. Rows are vectors; nothing is shared with the
-//! devices but the table of MXFP4's values and the rotary frequencies.
+//! devices but the table of MXFP4's values, how rows become int8 and FP8, and the rotary
+//! frequencies.
 
 use bytes::Bytes;
 use chorale_device::{
-    BLOCK, BLOCK_BYTES, DensePart, DenseSource, ExpertsSource, Mxfp4Part, Mxfp4Source, RopeParams,
-    decode_block,
+    BLOCK, BLOCK_BYTES, DenseDtype, DensePart, DenseSource, ExpertsSource, Mxfp4Part, Mxfp4Source,
+    RopeParams, decode_block, decode_fp8_row, encode_fp8_row, quantize_row,
 };
 
 /// A matrix.
@@ -98,6 +99,29 @@ pub fn dense(runs: &[Run<'_>]) -> DenseSource {
     });
     let cols = runs.iter().find_map(|(rows, _)| rows.first()).map_or(0, Vec::len);
     DenseSource { cols, parts: parts.collect() }
+}
+
+/// A head's key or value as pages of FP8 keep it.
+pub fn kept_fp8(values: &[f64]) -> Vec<f64> {
+    let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+    let (mut codes, mut decoded) = (vec![0; values.len()], vec![0.0; values.len()]);
+    let exponent = encode_fp8_row(&values, &mut codes);
+    decode_fp8_row(&codes, exponent, &mut decoded);
+    decoded.into_iter().map(f64::from).collect()
+}
+
+/// Weights as a device keeps them.
+pub fn kept(weights: &Rows, dtype: DenseDtype) -> Rows {
+    let quantized = |row: &Vec<f64>| {
+        let mut integers = vec![0i8; row.len()];
+        let weights: Vec<f32> = row.iter().map(|&weight| weight as f32).collect();
+        let scale = quantize_row(&weights, &mut integers);
+        integers.into_iter().map(|integer| f64::from(scale) * f64::from(integer)).collect()
+    };
+    match dtype {
+        DenseDtype::Bf16 => weights.clone(),
+        DenseDtype::Int8 => weights.iter().map(quantized).collect(),
+    }
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

@@ -29,7 +29,7 @@ mod wire;
 pub use layout::Layout;
 pub use loads::Loads;
 pub use local::{LocalAbort, LocalTransport, local};
-pub use member::{JoinError, Joining, Member, Meshes};
+pub use member::{Health, JoinError, Joining, Member, Meshes};
 pub use mesh::{Mesh, Place, PlaceError};
 pub use transport::{Fault, Frame, Transport};
 

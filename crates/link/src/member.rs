@@ -1,10 +1,10 @@
 //! A rank's link as those hold it who run the rank, whichever kind it is.
 
-use crate::{Arrived, Half, Home, Link, LinkError, Loads, Mesh, Place, PlaceError, Transport};
+use crate::{Arrived, Fault, Half, Home, Link, LinkError, Loads, Mesh, Place, PlaceError, Transport};
 use chorale_device::Device;
 use chorale_plan::{Placement, Rank, StepPlan};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A link with a place in a world.
@@ -33,10 +33,25 @@ pub trait Member<D: Device>: Link<D> {
     /// How long was waited for other ranks since this was last asked.
     fn take_waited(&mut self) -> Duration;
 
-    /// Is set before anything that is still computed may be wrong: exchanges that
-    /// a device does by itself end like any other when they are aborted.
-    fn is_broken(&self) -> Arc<AtomicBool> {
-        Arc::default()
+    /// Tells whether anything that is still computed may be wrong: exchanges that a
+    /// device does by itself end like any other when they fail.
+    fn health(&self) -> Arc<dyn Health> {
+        Arc::new(AtomicBool::new(false))
+    }
+}
+
+/// Whether exchanges that a device does by itself went well, asked on any thread.
+pub trait Health: Send + Sync {
+    /// Why what was computed since may be wrong; `None` if it is right. Says so
+    /// before anything wrong can be had.
+    fn fault(&self) -> Option<Fault>;
+}
+
+/// Is set when exchanges are given up.
+impl Health for AtomicBool {
+    fn fault(&self) -> Option<Fault> {
+        let reason = || "exchanges with other ranks were given up while it was computed".to_owned();
+        self.load(Ordering::Acquire).then(|| Fault::Unknown { reason: reason() })
     }
 }
 
@@ -60,6 +75,9 @@ pub struct JoinError {
     pub rank: Option<Rank>,
     /// What is known of the reason.
     pub reason: String,
+    /// True if what was to carry rows failed, and neither this rank nor another is
+    /// known to be at fault.
+    pub carrier_failed: bool,
 }
 
 /// Joins every world by frames.
@@ -75,7 +93,8 @@ impl<D: Device + 'static> Joining<D> for Meshes {
         placement: Placement,
     ) -> Result<Box<dyn Member<D>>, JoinError> {
         let mesh = Mesh::new(device, transport, place, placement);
-        let mesh = mesh.map_err(|error| JoinError { rank: None, reason: error.to_string() })?;
+        let mesh =
+            mesh.map_err(|error| JoinError { rank: None, reason: error.to_string(), carrier_failed: false })?;
         Ok(Box::new(mesh))
     }
 }
@@ -135,8 +154,8 @@ impl<D: Device> Member<D> for Box<dyn Member<D>> {
         (**self).take_waited()
     }
 
-    fn is_broken(&self) -> Arc<AtomicBool> {
-        (**self).is_broken()
+    fn health(&self) -> Arc<dyn Health> {
+        (**self).health()
     }
 }
 

@@ -14,12 +14,13 @@ mod tensors;
 
 pub use fit::{Fit, RanksNeeded, Shortage};
 pub use floor::{BATCH_SIZES, StepFloor};
-pub use kv::{KvBudget, KvDtype};
+pub use kv::KvBudget;
 pub use ranks::RankBudget;
 pub use tensors::{ByPart, Part};
 
 use crate::config::ModelConfig;
 use crate::shard::ShardSpec;
+use chorale_device::{DenseDtype, KvDtype};
 use serde::Serialize;
 use tensors::{Place, Table};
 
@@ -40,8 +41,8 @@ impl World {
 
     /// What a rank asks a checkpoint for: its heads of its group's attention,
     /// and its run of the experts.
-    pub fn shard(self, rank: usize, config: &ModelConfig) -> ShardSpec {
-        Place::new(rank, self).spec(config)
+    pub fn shard(self, rank: usize, config: &ModelConfig, dense_dtype: DenseDtype) -> ShardSpec {
+        ShardSpec { dense_dtype, ..Place::new(rank, self).spec(config) }
     }
 }
 
@@ -50,6 +51,8 @@ impl World {
 pub struct BudgetOptions {
     /// How many ranks, in which groups.
     pub world: World,
+    /// What the attention's matrices and the output matrix are kept in.
+    pub dense_dtype: DenseDtype,
     /// The type of cached keys and values.
     pub kv_dtype: KvDtype,
     /// Positions of a KV page.
@@ -105,7 +108,10 @@ pub struct Budget {
     pub world: World,
     /// Weights and biases; MXFP4 scales are none.
     pub parameters: Parameters,
-    /// Bytes of the checkpoint's tensors.
+    /// What dense weights are kept in.
+    #[serde(serialize_with = "dense_name")]
+    pub dense_dtype: DenseDtype,
+    /// Bytes of the checkpoint's tensors, as ranks keep them.
     pub weight_bytes: Sum,
     /// Keys and values of a whole sequence, over all ranks of its group.
     pub kv: KvBudget,
@@ -170,7 +176,7 @@ impl Budget {
             });
         }
 
-        let table = Table::new(config)?;
+        let table = Table::new(config, options.dense_dtype)?;
         let need = fit::Need::new(config, options, max_model_len)?;
         let ranks = ranks::ranks(&table, config, options, &need);
         let decode = floor::floors(&table, config, options);
@@ -183,6 +189,7 @@ impl Budget {
                 active: table.active_parameters(),
                 by_part: table.parameters(),
             },
+            dense_dtype: options.dense_dtype,
             weight_bytes: table.bytes().into(),
             kv: KvBudget::new(config, options.kv_dtype, config.num_key_value_heads),
             max_model_len,
@@ -199,8 +206,13 @@ impl Budget {
         options: &BudgetOptions,
         batch_size: usize,
     ) -> Result<StepFloor, BudgetError> {
-        Ok(floor::floor(&Table::new(config)?, config, options, batch_size))
+        Ok(floor::floor(&Table::new(config, options.dense_dtype)?, config, options, batch_size))
     }
+}
+
+/// A type by its word in settings.
+fn dense_name<S: serde::Serializer>(dtype: &DenseDtype, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(dtype.name())
 }
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub struct Checkpoint {
     config: ModelConfig,
     layout: Layout,
     table: TensorTable,
+    /// It lies in no file, and whoever made it answers for its values.
+    is_made: bool,
     fingerprint: OnceLock<Fingerprint>,
 }
 
@@ -65,7 +67,7 @@ impl Checkpoint {
         let table = TensorTable::read(&located.weights)?;
         let layout = schema::detect(&table);
         schema::check(&table, layout, &config)?;
-        Ok(Self { config, layout, table, fingerprint: OnceLock::new() })
+        Ok(Self { config, layout, table, is_made: false, fingerprint: OnceLock::new() })
     }
 
     /// A checkpoint that lies in no file: `make` gives the bytes of each tensor,
@@ -79,7 +81,7 @@ impl Checkpoint {
             (tensor, bytes)
         });
         let table = TensorTable::made(tensors);
-        Self { config, layout, table, fingerprint: OnceLock::new() }
+        Self { config, layout, table, is_made: true, fingerprint: OnceLock::new() }
     }
 
     /// The model's geometry and constants.
@@ -236,7 +238,7 @@ impl Checkpoint {
     }
 
     fn reader(&self, scans: bool) -> Reader<'_> {
-        Reader { table: &self.table, scans }
+        Reader { table: &self.table, scans: scans && !self.is_made }
     }
 }
 

@@ -46,12 +46,20 @@ impl<D: Device, L: Link<D>> GptOss<D, L> {
         room: &Room,
         on_progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, LoadError<D::Error>> {
+        let config = checkpoint.config();
+        let mut seat = match device.fills_memory() {
+            true => Some(Seat::new(&mut device, config, spec, room).map_err(LoadError::Device)?),
+            false => None,
+        };
         let mut weights = Weights::default();
         weights.load(&mut device, checkpoint, spec, &mut |progress| {
             on_progress(progress);
             ControlFlow::Continue(())
         })?;
-        let seat = Seat::new(&mut device, checkpoint.config(), spec, room).map_err(LoadError::Device)?;
+        let seat = match seat.take() {
+            Some(seat) => seat,
+            None => Seat::new(&mut device, config, spec, room).map_err(LoadError::Device)?,
+        };
         Ok(Self::new(device, link, weights, seat))
     }
 
@@ -73,6 +81,11 @@ impl<D: Device, L: Link<D>> GptOss<D, L> {
 
     pub(crate) fn set_experts(&mut self, experts: Vec<Vec<u32>>) {
         self.seat.set_experts(experts);
+    }
+
+    /// What computes, between two steps.
+    pub fn device_mut(&mut self) -> &mut D {
+        &mut self.device
     }
 
     /// What connects this rank with others.

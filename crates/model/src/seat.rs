@@ -5,7 +5,7 @@ use crate::batch::{self, Bounds, PlanError, Sampled};
 use crate::config::ModelConfig;
 use crate::shard::{ShardSpec, Split};
 use chorale_device::Precision::{Full, Half};
-use chorale_device::{BatchLimits, Columns, Device, KvDtype, KvShape};
+use chorale_device::{BatchLimits, Columns, Device, KvDtype, KvShape, Needs};
 use chorale_plan::{SequenceId, SequenceSlice, StepPlan};
 use std::collections::HashMap;
 
@@ -109,6 +109,15 @@ impl<D: Device> Seat<D> {
             true => Some(AttentionRoom::new(device, config, spec, (limits, &kv))?),
             false => None,
         };
+        device.reserve(&Needs {
+            limits,
+            kv: &kv,
+            hidden_size: config.hidden_size,
+            intermediate_size: config.intermediate_size,
+            num_experts: config.num_experts,
+            num_choices: slots,
+            vocab_size: config.vocab_size,
+        })?;
         let bounds = Bounds {
             limits,
             kv,
@@ -117,6 +126,11 @@ impl<D: Device> Seat<D> {
             context: config.max_position_embeddings,
         };
         Ok(Self { config: config.clone(), spec: spec.clone(), bounds, attention, workspaces, outputs })
+    }
+
+    /// The pages of the rank's cache.
+    pub fn kv(&self) -> &KvShape {
+        &self.bounds.kv
     }
 
     pub(crate) fn config(&self) -> &ModelConfig {

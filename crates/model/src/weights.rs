@@ -136,6 +136,11 @@ impl<D: Device> Weights<D> {
         })
     }
 
+    /// True if nothing is here.
+    pub fn is_empty(&self) -> bool {
+        self.dense.is_none() && self.experts.is_empty()
+    }
+
     /// True if everything that a shard asks for is here.
     pub fn hold(&self, spec: &ShardSpec) -> bool {
         let dense = self.dense.as_ref().map(|dense| (dense.split, dense.dtype));

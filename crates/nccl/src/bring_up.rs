@@ -70,13 +70,18 @@ pub enum BringUpError {
 }
 
 impl BringUpError {
-    /// The rank that is to blame, if one is.
+    /// The rank that is to blame, if one is: where the first rank cannot, it is NCCL
+    /// that could not.
     pub fn rank(&self) -> Option<Rank> {
         match self {
             Self::Peer(fault) => fault.rank(),
-            Self::Refused { rank, .. } => Some(*rank),
-            Self::Nccl(_) | Self::Mismatched(_) => None,
+            Self::Nccl(_) | Self::Mismatched(_) | Self::Refused { .. } => None,
         }
+    }
+
+    /// True if NCCL failed, and the ranks did not.
+    pub fn is_of_nccl(&self) -> bool {
+        !matches!(self, Self::Peer(_))
     }
 }
 
@@ -207,6 +212,6 @@ impl Meeting<'_> {
     }
 }
 
-fn malformed(rank: Rank, reason: String) -> Fault {
+pub(crate) fn malformed(rank: Rank, reason: String) -> Fault {
     Fault::Malformed { rank, reason }
 }

@@ -7,12 +7,17 @@
 //! ranks is the choice's own answer, exactly, however many ranks there are. With
 //! `fast_combine` each rank's weighted sums of a row are added instead.
 //!
+//! What is small goes another way, by the circles of ranks that agreed on it: rows
+//! are sent as they are shared out, and each choice comes home from the one rank that
+//! computed it.
+//!
 //! All is enqueued on the GPU's one stream, so what this gives back may still be
 //! on its way. Whatever a rank waits for on the GPU, an abort ends it.
 
 #![expect(unsafe_code, reason = "hands NCCL addresses of the GPU's memory")]
 
 use crate::bring_up::Comms;
+use crate::circles::{Circles, Small};
 use crate::claims::{table_len, tables};
 use crate::comm::{Comm, Kind, Operation};
 use crate::counted::Counted;
@@ -31,6 +36,8 @@ pub(crate) type Groups = <Cuda as Device>::Groups;
 /// The link of a rank whose world has GPUs only.
 pub struct NcclLink {
     pub(crate) comms: Comms,
+    /// Carry what is small.
+    pub(crate) circles: Circles,
     transport: Box<dyn Transport>,
     pub(crate) place: Place,
     pub(crate) placement: Placement,
@@ -77,12 +84,12 @@ impl NcclLink {
     ) -> Result<Self, PlaceError<GpuError>> {
         check_place(&place).map_err(|reason| PlaceError::Unfit { reason })?;
         let (groups, tables) = claims(device, &place, &placement)?;
-        let num_halves = if place.exchange.overlap_min_rows.is_some() { 2 } else { 1 };
-        let halves = (0..num_halves).map(|half| Exchange::new(device, &place, half));
+        let halves = (0..num_halves(&place)).map(|half| Exchange::new(device, &place, half));
         Ok(Self {
             halves: halves.collect::<Result<_, _>>()?,
             counted: Counted::new(device, place.num_layers, place.num_experts)?,
             comms,
+            circles: Circles::default(),
             transport,
             place,
             placement,
@@ -93,6 +100,11 @@ impl NcclLink {
         })
     }
 
+    /// Lets circles of the same ranks carry what is small; all of them do it, or none.
+    pub fn with_circles(self, circles: Circles) -> Self {
+        Self { circles, ..self }
+    }
+
     /// Waits for all that is computed, and brings what [`chorale_link::Member`] says
     /// of loads up to date.
     pub fn fetch_loads(&mut self, device: &mut Cuda) -> Result<(), GpuError> {
@@ -101,11 +113,17 @@ impl NcclLink {
 
     /// What a rank does in one exchange has failed, as far as can be told by whom.
     fn fault(&self, half: Half, exchange: &str, error: NcclError) -> LinkError<GpuError> {
-        let fault = match (self.transport.broken(), error) {
-            (Some(broken), _) => broken,
-            (None, NcclError::Aborted { .. }) => Fault::Over,
+        let fault = match (self.circles.fault(), error) {
+            (Some(Fault::Over) | None, NcclError::Aborted { .. }) => Fault::Over,
+            (Some(fault), _) => fault,
             (None, error) => Fault::Unknown { reason: error.to_string() },
         };
+        self.peer_error(half, exchange, fault)
+    }
+
+    /// An exchange has failed; what the transport knows of it comes first.
+    fn peer_error(&self, half: Half, exchange: &str, fault: Fault) -> LinkError<GpuError> {
+        let fault = self.transport.broken().unwrap_or(fault);
         let layer = self.halves[half as usize].layer;
         let at = if layer < self.place.num_layers { format!("layer {layer}") } else { "head".to_owned() };
         let of = if half == Half::Second { " of the second half" } else { "" };
@@ -113,7 +131,7 @@ impl NcclLink {
     }
 
     /// Enqueues exchanges with all ranks, or with the group's.
-    fn enqueue(
+    pub(crate) fn enqueue(
         &mut self,
         device: &mut Cuda,
         (half, exchange): (Half, &str),
@@ -134,7 +152,7 @@ impl NcclLink {
         self.halves.get_mut(half as usize).unwrap_or_else(|| panic!("room for {num_halves} halves"))
     }
 
-    fn shares(&mut self, half: Half) -> Shares {
+    pub(crate) fn shares(&mut self, half: Half) -> Shares {
         self.half(half).shares.expect("the rows of the step's homes were said")
     }
 
@@ -160,8 +178,13 @@ impl NcclLink {
     }
 }
 
+/// How many parts of a step are under way at a time.
+pub(crate) fn num_halves(place: &Place) -> usize {
+    if place.exchange.overlap_min_rows.is_some() { 2 } else { 1 }
+}
+
 impl Exchange {
-    fn new(device: &mut Cuda, place: &Place, half: usize) -> Result<Self, GpuError> {
+    pub(crate) fn new(device: &mut Cuda, place: &Place, half: usize) -> Result<Self, GpuError> {
         let size = place.shape.tensor_parallel_size as usize;
         let share = if half == 0 { place.max_rows } else { place.max_rows.div_ceil(2) }.div_ceil(size);
         let gathered = share * place.shape.num_ranks as usize;
@@ -185,7 +208,7 @@ impl Exchange {
     }
 
     /// Room for the columns of a group.
-    fn parts(&mut self, device: &mut Cuda, len: usize) -> Result<u64, GpuError> {
+    pub(crate) fn parts(&mut self, device: &mut Cuda, len: usize) -> Result<u64, GpuError> {
         if self.parts.as_ref().is_none_or(|(_, room)| *room < len) {
             self.parts = None;
             let len = len.next_power_of_two();
@@ -251,6 +274,12 @@ impl Link<Cuda> for NcclLink {
         if !self.has_group() {
             return Ok(());
         }
+        let small = Small::Columns(cols, part);
+        self.make_ready(device, (half, "gather"), small)?;
+        if let Some(circle) = self.circles.carrier(small) {
+            circle.send_columns(device, half as usize, cols, part);
+            return Ok(());
+        }
         let lens: Vec<usize> = cols.iter().map(|&cols| part_bytes(cols, part)).collect();
         let to = self.half(half).parts(device, lens.iter().sum())?;
         let (from, kind) = (device.laid_out(part), Kind::Bytes);
@@ -285,6 +314,10 @@ impl Link<Cuda> for NcclLink {
             std::mem::swap(part, whole);
             return Ok(());
         }
+        if let Some(circle) = self.circles.carrier(Small::Columns(cols, part)) {
+            circle.join_columns(device, half as usize, cols, part.rows(), whole);
+            return Ok(());
+        }
         let parts = self.half(half).parts.as_ref().map_or(0, |(parts, _)| parts.address());
         device.join_columns(parts, cols, part.rows(), whole);
         Ok(())
@@ -300,6 +333,9 @@ impl Link<Cuda> for NcclLink {
         self.transport.come_to_exchange();
         if self.half(half).layer == 0 && half == Half::First {
             self.comms.world.check().map_err(|error| self.fault(half, "dispatch", error))?;
+            if let Some(fault) = self.circles.fault() {
+                return Err(self.peer_error(half, "an exchange before the dispatch", fault));
+            }
             self.counted.keep(device)?;
         }
         let shares = self.shares(half);
@@ -308,6 +344,13 @@ impl Link<Cuda> for NcclLink {
         let Place { rank, top_k, hidden_size, .. } = self.place;
         let num_ranks = self.place.shape.num_ranks as usize;
         let has_home = (rank.0 as usize) < self.num_homing();
+        let ways = self.ways(half);
+        self.make_ready(device, (half, "dispatch"), Small::Rows(&ways))?;
+        if let Some(circle) = self.circles.carrier(Small::Rows(&ways)) {
+            let share = Share { rows: Some(rows), routing, first_row, num_rows, max_rows: share };
+            circle.send_rows(device, half as usize, &ways, has_home.then_some(&share));
+            return Ok(());
+        }
         // A group's shares, and those of ranks without rows, are cut from elsewhere.
         let is_in_place = self.has_group() || !has_home;
         let row_bytes = hidden_size * size_of::<u16>();
@@ -339,7 +382,7 @@ impl Link<Cuda> for NcclLink {
         _rows: &'a Matrix,
         _routing: &Routing,
     ) -> Result<Arrived<'a, Cuda>, LinkError<GpuError>> {
-        let shares = self.shares(half);
+        let (shares, ways) = (self.shares(half), self.ways(half));
         let Place { shape, num_experts, .. } = self.place;
         let word = size_of::<u32>();
         let exchange = &mut self.halves[half as usize];
@@ -354,7 +397,11 @@ impl Link<Cuda> for NcclLink {
             num_homes: shape.data_parallel_size as usize,
             home_rows: shares.home_rows,
         };
-        device.claim_choices(&gathered, &mut exchange.claimed);
+        let Exchange { arrived, claimed, .. } = exchange;
+        match self.circles.carrier(Small::Rows(&ways)) {
+            Some(circle) => circle.receive_rows(device, (half as usize, &ways), &gathered, arrived, claimed),
+            None => device.claim_choices(&gathered, claimed),
+        }
         device.group(&exchange.claimed, &mut self.groups[layer])?;
         Ok(Arrived { rows: &exchange.arrived, groups: &self.groups[layer] })
     }
@@ -367,6 +414,17 @@ impl Link<Cuda> for NcclLink {
         home: &mut Matrix,
     ) -> Result<(), LinkError<GpuError>> {
         self.transport.come_to_exchange();
+        let ways = self.ways(half);
+        let small = self.way_home(&ways);
+        self.make_ready(device, (half, "combine"), small)?;
+        if let Some(circle) = self.circles.carrier(small) {
+            let (way, claimed) = ((half as usize, &ways), &self.halves[half as usize].claimed);
+            match self.place.exchange.fast_combine {
+                true => circle.send_sums(device, way, claimed, outputs),
+                false => circle.send_choices(device, way, claimed, outputs),
+            }
+            return Ok(());
+        }
         let Shares { share, home_rows, own_rows, all_rows, .. } = self.shares(half);
         let Place { shape, rank, top_k, hidden_size, exchange, .. } = self.place;
         let has_home = (rank.0 as usize) < self.num_homing();
@@ -416,11 +474,25 @@ impl Link<Cuda> for NcclLink {
 
     fn end_combine(
         &mut self,
-        _device: &mut Cuda,
+        device: &mut Cuda,
         half: Half,
-        _home: &mut Matrix,
+        home: &mut Matrix,
     ) -> Result<Home, LinkError<GpuError>> {
         self.half(half).layer += 1;
-        Ok(if self.place.exchange.fast_combine { Home::Sums } else { Home::Choices })
+        let is_fast = self.place.exchange.fast_combine;
+        let (ways, own_rows) = (self.ways(half), self.shares(half).own_rows);
+        let small = self.way_home(&ways);
+        if let Some(circle) = self.circles.carrier(small) {
+            let way = (half as usize, &ways);
+            match is_fast {
+                true => circle.receive_sums(device, way, own_rows, home),
+                false => circle.receive_choices(device, way, own_rows, home),
+            }
+        }
+        if self.half(half).layer == self.place.num_layers {
+            // Others wait for what is queued, also if nobody fetches anything here.
+            device.flush()?;
+        }
+        Ok(if is_fast { Home::Sums } else { Home::Choices })
     }
 }

@@ -3,10 +3,9 @@
 use crate::link::{NcclLink, claims};
 use crate::shares::Shares;
 use chorale_cuda::{Cuda, GpuError};
-use chorale_link::{Loads, Member, Place, PlaceError};
+use chorale_link::{Health, Loads, Member, Place, PlaceError};
 use chorale_plan::{Placement, StepPlan};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 impl Member<Cuda> for NcclLink {
@@ -56,7 +55,7 @@ impl Member<Cuda> for NcclLink {
         std::mem::take(&mut self.waited)
     }
 
-    fn is_broken(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.comms.world.members().is_broken)
+    fn health(&self) -> Arc<dyn Health> {
+        self.circles.health(Arc::clone(&self.comms.world.members().is_broken))
     }
 }

@@ -4,7 +4,7 @@
 use crate::{Epoch, Placement, Rank, Shape, StepOutput, StepPlan};
 
 /// The revision of this contract. Workers of another are refused by name.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// What a worker has to offer; the first thing it says.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +31,11 @@ pub struct Offer {
     /// The version of NCCL, as its number, by which its GPU can exchange with
     /// others; `None` if it has no GPU or no NCCL.
     pub nccl: Option<u32>,
+    /// How it can keep keys and values; the first is its own choice. Never empty.
+    pub kv_dtypes: Vec<KvFormat>,
+    /// Memory of its host for experts that the device's own has no room for,
+    /// beside `memory_bytes`.
+    pub host_expert_bytes: u64,
 }
 
 /// A worker's place in a world.
@@ -52,6 +57,44 @@ pub struct Assignment {
     pub exchange: ExchangeOptions,
     /// By what; the same for all ranks.
     pub carrier: Carrier,
+    /// How dense weights are kept; the same for all ranks.
+    pub dense_dtype: DenseFormat,
+}
+
+/// How dense weights are kept: those of the attention and of the output matrix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DenseFormat {
+    /// As in the checkpoint.
+    #[default]
+    Bf16,
+    /// 8-bit integers with a scale for each row.
+    Int8,
+}
+
+/// How keys and values are kept, the narrowest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum KvFormat {
+    /// FP8 with an exponent for each head's key or value.
+    Fp8,
+    /// Rounded to bf16.
+    Bf16,
+    /// As they are computed.
+    #[default]
+    F32,
+}
+
+impl KvFormat {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Fp8, Self::Bf16, Self::F32];
+
+    /// Its word in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp8 => "fp8",
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+        }
+    }
 }
 
 /// By what ranks exchange rows.
@@ -77,6 +120,8 @@ pub struct Room {
     pub num_full_blocks: u32,
     /// Pages of the sliding layers.
     pub num_sliding_blocks: u32,
+    /// What the pages hold keys and values as; one for all ranks of a group.
+    pub kv_dtype: KvFormat,
 }
 
 /// How ranks exchange rows.
@@ -183,6 +228,16 @@ pub enum FromWorker {
         step: u64,
         /// The rank that it waited for, if that is why.
         blamed: Option<Rank>,
+        /// Why.
+        reason: String,
+    },
+    /// What carries rows between the ranks failed, when the place was taken or in a
+    /// step: whoever says so is well, and as far as it knows so are the others.
+    CarrierFailed {
+        /// In which membership.
+        epoch: Epoch,
+        /// The step that was given up; `None` if none had begun.
+        step: Option<u64>,
         /// Why.
         reason: String,
     },

@@ -14,8 +14,8 @@ mod step;
 mod world;
 
 pub use cluster::{
-    Assignment, Carrier, ExchangeOptions, FromWorker, Offer, PROTOCOL, Pulse, Room, RowFormat, StepReport,
-    ToWorker,
+    Assignment, Carrier, DenseFormat, ExchangeOptions, FromWorker, KvFormat, Offer, PROTOCOL, Pulse, Room,
+    RowFormat, StepReport, ToWorker,
 };
 pub use ids::{BlockId, Rank, SequenceId, TokenId};
 pub use sampling::{Penalties, Sample, SamplingParams, TokenCount, TokenLogprob, TokenMask};

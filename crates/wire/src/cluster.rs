@@ -6,6 +6,7 @@
 //! after it indexes, allocates or waits by a number that was made up.
 
 mod coordinator;
+mod format;
 mod mask;
 mod packed;
 mod sampling;

@@ -9,6 +9,7 @@
 //! tell refuses.
 
 mod finish;
+pub mod formats;
 pub mod join;
 mod place;
 mod pulse;

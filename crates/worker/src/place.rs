@@ -1,11 +1,12 @@
 //! A rank's place in one epoch: its model, connected with the others, and what
 //! is being prepared beside it.
 
+use crate::formats;
 use crate::pulse::Watched;
 use crate::rank::RankError;
 use crate::runner::{Reply, Shared, State, Taking};
 use chorale_device::{BatchLimits, Device, KvDtype};
-use chorale_link::{JoinError, Joining, LinkError, Member, Place};
+use chorale_link::{Fault, Health, JoinError, Joining, LinkError, Member, Place};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::config::ModelConfig;
 use chorale_model::shard::ShardSpec;
@@ -13,7 +14,7 @@ use chorale_model::{GptOss, LoadError, Preparation, Room, Seat, StepError, Submi
 use chorale_plan::{Assignment, Placement, Rank, StepOutput, StepPlan};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Rows and sequences of a step that no rank will ever have room for: an
@@ -45,14 +46,19 @@ pub(crate) fn take<D: Device>(
     let Taking { place: number, assignment, checkpoint, transport, mut on_progress, reply } = taking;
     let config = checkpoint.config().clone();
     let is_current = || shared.places.load(Ordering::Relaxed) == number;
-    let made = make_room(&assignment, &config, D::KV_DTYPES[0]).and_then(|(place, room, spec)| {
+    let made = make_room(&assignment, &config, D::KV_DTYPES).and_then(|(place, room, spec)| {
         // First: the others come at about the same time, and shards take their own.
         let transport = Box::new(Watched { transport, watch: Arc::clone(&shared.watch) });
         let joined = joining.join(&mut device, transport, place, assignment.placement);
-        let link = joined.map_err(|JoinError { rank, reason }| match rank {
+        let link = joined.map_err(|JoinError { rank, reason, carrier_failed }| match rank {
             Some(_) => RankError::Lost { reason, blamed: rank },
+            None if carrier_failed => RankError::Carrier { reason },
             None => RankError::Load { reason },
         })?;
+        let early = match device.fills_memory() {
+            true => Some(seat_beside(&mut weights, &mut device, &config, (&spec, &room)).map_err(unable)?),
+            false => None,
+        };
         let told = weights.load(&mut device, &checkpoint, &spec, &mut |progress| {
             on_progress(progress);
             if is_current() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -61,7 +67,10 @@ pub(crate) fn take<D: Device>(
             LoadError::GivenUp => RankError::Refused { reason: "another place was taken".to_owned() },
             error => unable(error),
         })?;
-        let seat = Seat::new(&mut device, &config, &spec, &room).map_err(unable)?;
+        let seat = match early {
+            Some(seat) => seat,
+            None => Seat::new(&mut device, &config, &spec, &room).map_err(unable)?,
+        };
         Ok((link, seat))
     });
     match made {
@@ -87,13 +96,41 @@ pub(crate) fn take<D: Device>(
     }
 }
 
+/// Makes room before experts fill what is left. Those of an older place, which may
+/// leave too little, go if need be and are loaded anew.
+fn seat_beside<D: Device>(
+    weights: &mut Weights<D>,
+    device: &mut D,
+    config: &ModelConfig,
+    (spec, room): (&ShardSpec, &Room),
+) -> Result<Seat<D>, D::Error> {
+    match Seat::new(device, config, spec, room) {
+        Err(_) if !weights.is_empty() => {
+            *weights = Weights::default();
+            Seat::new(device, config, spec, room)
+        }
+        outcome => outcome,
+    }
+}
+
 /// What an assignment asks of the device, checked: it comes from another process.
 fn make_room(
     assignment: &Assignment,
     config: &ModelConfig,
-    kv_dtype: KvDtype,
+    kept: &[KvDtype],
 ) -> Result<(Place, Room, ShardSpec), RankError> {
     let Assignment { epoch, shape, rank, room, exchange, carrier, placement, .. } = assignment;
+    let kv_dtype = formats::kv_dtype(room.kv_dtype);
+    if !kept.contains(&kv_dtype) {
+        let words: Vec<&str> = kept.iter().map(|dtype| dtype.name()).collect();
+        return Err(RankError::Load {
+            reason: format!(
+                "keys and values as {} are not what this device keeps: set --kv-cache-dtype to {}",
+                kv_dtype.name(),
+                words.join(" or ")
+            ),
+        });
+    }
     let place = Place {
         epoch: *epoch,
         shape: *shape,
@@ -130,7 +167,8 @@ fn make_room(
         kv_dtype,
         has_halves: exchange.overlap_min_rows.is_some() && shape.num_ranks > 1,
     };
-    Ok((place, room, ShardSpec::of(*shape, *rank, placement)))
+    let spec = ShardSpec::of(*shape, *rank, placement);
+    Ok((place, room, ShardSpec { dense_dtype: formats::dense_dtype(assignment.dense_dtype), ..spec }))
 }
 
 impl<D: Device> Placed<D> {
@@ -152,16 +190,16 @@ impl<D: Device> Placed<D> {
             StepError::Plan(error) => RankError::Refused { reason: error.to_string() },
             StepError::Lost(error) => {
                 self.lost_at = Some(plan.step);
-                let blamed = match &error {
-                    LinkError::Peer { fault, .. } => fault.rank(),
-                    LinkError::Device(_) => None,
-                };
-                RankError::Lost { reason: error.to_string(), blamed }
+                let reason = error.to_string();
+                match error {
+                    LinkError::Peer { fault, .. } => lost(reason, &fault),
+                    LinkError::Device(_) => RankError::Lost { reason, blamed: None },
+                }
             }
         })?;
         // All ranks of a group draw the same; the first one tells.
         let tells = self.home == Some(self.model.link().place().rank);
-        Ok(Running { submitted, tells, is_broken: self.model.link().is_broken() })
+        Ok(Running { submitted, tells, health: self.model.link().health() })
     }
 
     /// Goes over to the placement that a step names, if it is another.
@@ -251,8 +289,7 @@ impl<D: Device> Placed<D> {
 pub(crate) struct Running<D: Device> {
     submitted: Submitted<D::Error>,
     tells: bool,
-    /// Set before what is still computed may be wrong.
-    is_broken: Arc<AtomicBool>,
+    health: Arc<dyn Health>,
 }
 
 impl<D: Device> Running<D> {
@@ -267,11 +304,18 @@ impl<D: Device> Running<D> {
             .submitted
             .finish()
             .map_err(|error| RankError::Lost { reason: error.to_string(), blamed: None })?;
-        if self.is_broken.load(Ordering::Acquire) {
-            let reason = "exchanges with other ranks were given up while it was computed".to_owned();
-            return Err(RankError::Lost { reason, blamed: None });
+        if let Some(fault) = self.health.fault() {
+            return Err(lost(fault.to_string(), &fault));
         }
         Ok(StepOutput { samples: if self.tells { output.samples } else { Vec::new() }, ..output })
+    }
+}
+
+/// What a fault between ranks means for a step.
+fn lost(reason: String, fault: &Fault) -> RankError {
+    match fault {
+        Fault::Unknown { .. } => RankError::Carrier { reason },
+        fault => RankError::Lost { reason, blamed: fault.rank() },
     }
 }
 
@@ -292,6 +336,48 @@ fn unable(error: impl std::fmt::Display) -> RankError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use chorale_device::DenseDtype;
+    use chorale_plan::{Carrier, DenseFormat, Epoch, ExchangeOptions, KvFormat, RowFormat, Shape};
+
+    #[test]
+    fn a_room_holds_what_the_device_keeps() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/models/a-small");
+        let checkpoint = Checkpoint::open(std::path::Path::new(folder)).unwrap();
+        let config = checkpoint.config();
+        let assignment = Assignment {
+            epoch: Epoch(1),
+            shape: Shape::SOLO,
+            rank: Rank(0),
+            addresses: Vec::new(),
+            placement: Placement::solo(config.num_layers(), config.num_experts),
+            room: chorale_plan::Room {
+                max_step_tokens: 8,
+                max_step_slices: 8,
+                block_size_tokens: 16,
+                num_full_blocks: 8,
+                num_sliding_blocks: 8,
+                kv_dtype: KvFormat::Fp8,
+            },
+            exchange: ExchangeOptions {
+                timeout_ms: 1000,
+                dispatch: RowFormat::F32,
+                fast_combine: false,
+                overlap_min_rows: None,
+            },
+            carrier: Carrier::Frames,
+            dense_dtype: DenseFormat::Int8,
+        };
+        let (_, room, spec) = make_room(&assignment, config, &[KvDtype::Bf16, KvDtype::Fp8]).unwrap();
+        assert_eq!((room.kv_dtype, spec.dense_dtype), (KvDtype::Fp8, DenseDtype::Int8));
+        let Err(RankError::Load { reason }) = make_room(&assignment, config, &[KvDtype::F32, KvDtype::Bf16])
+        else {
+            panic!("fp8 is not kept here");
+        };
+        assert!(
+            reason.contains("fp8") && reason.ends_with("set --kv-cache-dtype to f32 or bf16"),
+            "{reason}"
+        );
+    }
 
     #[test]
     fn steps_neither_repeat_nor_skip() {

@@ -44,6 +44,13 @@ pub enum RankError {
         /// The rank that was waited for, if that is why.
         blamed: Option<chorale_plan::Rank>,
     },
+    /// What carries rows between the ranks failed, and with it the rank's place in
+    /// this epoch; the ranks are well.
+    #[error("{reason}")]
+    Carrier {
+        /// Why.
+        reason: String,
+    },
     /// The rank's thread has ended.
     #[error("the rank has stopped")]
     Stopped,

@@ -3,6 +3,7 @@
 
 use super::Labels;
 use chorale_coordinator::cluster::{ClusterState, ClusterStatus};
+use chorale_plan::Carrier;
 use opentelemetry::metrics::{AsyncInstrument, Meter};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -14,7 +15,7 @@ type Read = fn(&ClusterStatus) -> Option<f64>;
 
 /// Registers everything for a server whose ranks are a cluster.
 pub(super) fn register(meter: &Meter, labels: &Labels, status: &Status) {
-    let gauges: [(&str, &str, Read); 5] = [
+    let gauges: [(&str, &str, Read); 6] = [
         ("chorale.cluster_serving", "1 while steps can run, else 0.", |status| {
             Some(f64::from(u8::from(status.state == ClusterState::Serving)))
         }),
@@ -24,6 +25,11 @@ pub(super) fn register(meter: &Meter, labels: &Labels, status: &Status) {
         ("chorale.cluster_members", "Workers that are connected, with a rank or without.", |status| {
             Some(status.members.len() as f64)
         }),
+        (
+            "chorale.cluster_nccl",
+            "1 while ranks exchange rows by NCCL, 0 while they do by frames.",
+            |status| Some(f64::from(u8::from(status.carrier == Some(Carrier::Nccl)))),
+        ),
         ("chorale.cluster_last_pause_seconds", "How long no step could run, the last time.", |status| {
             Some(seconds(status.last_pause_ms))
         }),
@@ -37,13 +43,16 @@ pub(super) fn register(meter: &Meter, labels: &Labels, status: &Status) {
         let observe = observe(labels, status, read);
         meter.f64_observable_gauge(name).with_description(description).with_callback(observe).build();
     }
-    let counters: [(&str, &str, Read); 5] = [
+    let counters: [(&str, &str, Read); 6] = [
         ("chorale.cluster_epochs", "Memberships that were formed.", |status| Some(status.num_epochs as f64)),
         (
             "chorale.cluster_faults",
             "Workers that were lost or left out, and steps that nobody is blamed for.",
             |status| Some(status.num_faults as f64),
         ),
+        ("chorale.cluster_nccl_failures", "Times that NCCL failed, where no rank did.", |status| {
+            Some(status.num_carrier_failures as f64)
+        }),
         ("chorale.cluster_recoveries", "Times that steps could run again after they could not.", |status| {
             Some(status.num_recoveries as f64)
         }),
@@ -98,6 +107,8 @@ mod tests {
             wanted_data_parallel_size: 1,
             shape: None,
             transport: String::new(),
+            carrier: None,
+            num_carrier_failures: 0,
             placement: 0,
             num_rebalances: 0,
             num_moved_experts: 0,
@@ -126,13 +137,15 @@ mod tests {
             samples.map(|line| line.replace("{engine=\"0\",model_name=\"m\"}", "")).collect::<Vec<_>>()
         };
         let first = samples();
-        assert_eq!(first.len(), 9, "nothing is known of loads: {first:?}");
+        assert_eq!(first.len(), 11, "nothing is known of loads: {first:?}");
         assert!(first.iter().all(|line| line.ends_with(" 0")), "{first:?}");
         tell.send_replace(Arc::new(ClusterStatus {
             state: ClusterState::Serving,
             shape: Some(Shape { tensor_parallel_size: 2, data_parallel_size: 2, num_ranks: 5 }),
             imbalance: Some(1.5),
             num_moved_experts: 7,
+            carrier: Some(Carrier::Nccl),
+            num_carrier_failures: 1,
             num_epochs: 4,
             num_faults: 3,
             num_recoveries: 2,
@@ -149,6 +162,8 @@ mod tests {
                 "chorale_cluster_imbalance 1.5",
                 "chorale_cluster_last_pause_seconds 0.25",
                 "chorale_cluster_members 0",
+                "chorale_cluster_nccl 1",
+                "chorale_cluster_nccl_failures_total 1",
                 "chorale_cluster_pause_seconds_total 1.75",
                 "chorale_cluster_ranks 5",
                 "chorale_cluster_recoveries_total 2",

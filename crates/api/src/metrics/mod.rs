@@ -5,6 +5,7 @@
 mod buckets;
 mod cluster;
 mod engine;
+mod experts;
 mod exposition;
 mod http;
 mod reader;
@@ -60,6 +61,7 @@ impl Metrics {
         if let Some(cluster) = cluster {
             cluster::register(&meter, &labels, cluster);
         }
+        experts::register(&meter, &labels, &status);
         Self(Arc::new(Instruments {
             engine: engine::EngineMetrics::new(&meter, &labels, status),
             requests: RequestMetrics::new(&meter, &labels, max_model_len),

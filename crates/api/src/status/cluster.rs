@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use chorale_coordinator::cluster::{
     BusiestExpert, ClusterState, ClusterStatus, FaultStatus, MemberState, MemberStatus,
 };
+use chorale_plan::Carrier;
 use serde_json::{Value, json};
 
 /// `GET /v1/cluster`.
@@ -45,6 +46,11 @@ fn document(status: &ClusterStatus) -> Value {
             "num_ranks": shape.num_ranks,
         })),
         "transport": status.transport,
+        "carrier": status.carrier.map(|carrier| match carrier {
+            Carrier::Frames => "frames",
+            Carrier::Nccl => "nccl",
+        }),
+        "nccl_failures": status.num_carrier_failures,
         "imbalance": status.imbalance,
         "rebalances": status.num_rebalances,
         "experts_moved": status.num_moved_experts,

@@ -56,6 +56,47 @@ pub struct Served {
     pub prefix_caching: bool,
     /// When it became ready.
     pub since: SystemTime,
+    /// What becomes of experts that do not all fit GPUs, where this process has any.
+    pub experts: Option<ExpertReader>,
+}
+
+/// Where experts lie that do not all fit their GPUs, and how often they were read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExpertResidency {
+    /// Experts on GPUs.
+    pub gpu_experts: u64,
+    /// Experts in the host's memory.
+    pub host_experts: u64,
+    /// Reads of experts that were on their GPU.
+    pub hits: u64,
+    /// Reads over the bus.
+    pub misses: u64,
+    /// Reads of experts that were copied to the GPU for one call.
+    pub streamed: u64,
+    /// Changes of places.
+    pub moves: u64,
+}
+
+/// Tells where experts lie now.
+#[derive(Clone)]
+pub struct ExpertReader(Arc<dyn Fn() -> Option<ExpertResidency> + Send + Sync>);
+
+impl ExpertReader {
+    /// `read` gives nothing while all experts are on GPUs.
+    pub fn new(read: impl Fn() -> Option<ExpertResidency> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// As it is now; `None` while all experts are on GPUs.
+    pub fn read(&self) -> Option<ExpertResidency> {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for ExpertReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.read().fmt(f)
+    }
 }
 
 impl LoadStatus {

@@ -9,7 +9,7 @@ mod probes;
 mod requests;
 mod tokenize;
 
-pub use engine::{EngineStatus, LoadStatus, Served};
+pub use engine::{EngineStatus, ExpertReader, ExpertResidency, LoadStatus, Served};
 
 pub(crate) use cluster::cluster;
 pub(crate) use models::{list as list_models, retrieve as retrieve_model};

@@ -150,6 +150,7 @@ impl Harness {
             block_size_tokens: 16,
             prefix_caching: true,
             since: SystemTime::now(),
+            experts: None,
         })));
     }
 

@@ -1,8 +1,10 @@
 //! Arguments that are settings, in the groups in which commands take them. A
 //! field's name is the setting's; its value is text until `config` checks it.
 
-use crate::config::{KvCacheDtype, ReasoningEffort};
+use crate::config::ReasoningEffort;
+use crate::dtype::{DENSE_WORDS, KV_WORDS};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -19,6 +21,23 @@ pub(crate) struct SharedArgs {
     /// What computes: auto, cpu, cuda, or some GPUs such as cuda:0 or cuda:0,1
     #[arg(long, global = true, value_name = "DEVICE", help_heading = "Settings")]
     device: Option<String>,
+    /// By what GPUs exchange rows: NCCL where the system finds it (auto), a library that is named by its
+    /// path, or the host (off)
+    #[arg(long, global = true, value_name = "auto|off|PATH", help_heading = "Settings")]
+    nccl: Option<String>,
+    /// Let kernels exchange what is small between GPUs of one host, where they reach each other and
+    /// NCCL carries the rest: auto or off
+    #[arg(long, global = true, value_name = "auto|off", help_heading = "Settings")]
+    peer_exchange: Option<String>,
+    /// Memory of the host for experts that do not fit their GPUs, such as 64GiB for all ranks of this process;
+    /// what is free, less a margin (auto), or none (off)
+    #[arg(long, global = true, value_name = "auto|off|SIZE", help_heading = "Settings")]
+    expert_host_memory: Option<String>,
+    /// Answers that are the same to the last bit whatever else is computed beside them, at some cost of
+    /// speed on GPUs; CPUs always give them. Of a cluster, each worker is told by itself
+    #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", help_heading = "Settings")]
+    batch_invariant: Option<bool>,
     /// CPU threads; all cores if not given
     #[arg(long, global = true, value_name = "N", allow_negative_numbers = true, help_heading = "Settings")]
     threads: Option<String>,
@@ -68,9 +87,14 @@ pub(crate) struct MemoryArgs {
     /// Positions of a KV page
     #[arg(long, value_name = "TOKENS", allow_negative_numbers = true)]
     kv_block_size: Option<String>,
-    /// Type of cached keys and values; the device's own choice if not given
-    #[arg(long, value_name = "TYPE", value_enum)]
-    kv_cache_dtype: Option<KvCacheDtype>,
+    /// What the attention's matrices and the output matrix are kept in: bf16, or int8 with a scale for
+    /// each row for half of the bytes and slightly other answers
+    #[arg(long, value_name = "TYPE", value_parser = PossibleValuesParser::new(DENSE_WORDS))]
+    dense_dtype: Option<String>,
+    /// What cached keys and values are kept in: the device's own choice (auto), or one that it has. GPUs
+    /// have bf16 and fp8, CPUs f32, bf16 and fp8
+    #[arg(long, value_name = "TYPE", value_parser = PossibleValuesParser::new(KV_WORDS))]
+    kv_cache_dtype: Option<String>,
 }
 
 /// How many ranks there are.

@@ -123,6 +123,7 @@ fn a_model_is_named_once() {
         &["chorale", "logits", "m", "--tokens", "t.json", "--out", "o", "--slice", "0"],
         &["chorale", "bench", "offline", "m", "--batch", "0"],
         &["chorale", "inspect", "--kv-cache-dtype", "int4"],
+        &["chorale", "inspect", "--dense-dtype", "int4"],
         &["chorale", "serve", "a", "b"],
     ] {
         assert!(read(words.iter().copied()).is_err(), "{words:?}");

@@ -3,8 +3,9 @@
 
 use super::{facts, trust};
 use crate::config::Config;
-use crate::device::{DeviceKind, DeviceMemory};
+use crate::device::DeviceKind;
 use crate::exit::UsageError;
+use crate::offload::Traffic;
 use crate::serve::banner::Ready;
 use crate::serve::begin::Begin;
 use crate::serve::load::Described;
@@ -16,7 +17,9 @@ use chorale_coordinator::Executor;
 use chorale_coordinator::cluster::{
     BalanceRule, Cluster, ClusterConfig, ClusterExecutor, ClusterStatus, JoinPort, JoinPortConfig, Timeouts,
 };
+use chorale_device::KvDtype;
 use chorale_plan::Epoch;
+use chorale_worker::formats;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -43,12 +46,14 @@ impl Coordinator {
         let settings = &setup.config;
         let wanted = wanted(settings, described);
         let tls = trust::tls(settings)?;
-        let model = facts::model(&described.config, &wanted)?;
+        let model = facts::model(&described.config, &wanted, (settings, settings.dense_dtype))?;
         let config = ClusterConfig {
             tensor_parallel_size: settings.tensor_parallel_size as u32,
             data_parallel_size: settings.data_parallel_size as u32,
             first_epoch: first_epoch(),
-            room: facts::room(&described.config, &wanted, settings.kv_cache_memory_bytes, &model)?,
+            room: facts::room(&described.config, &wanted, settings.kv_cache_memory_bytes)?,
+            dense_dtype: formats::dense_format(settings.dense_dtype),
+            kv_dtype: settings.kv_cache_dtype.map(formats::kv_format),
             model,
             exchange: settings.exchange(Duration::from_secs_f64(settings.hang_timeout) + EXCHANGE_SLACK),
             transport: if tls.is_some() { "grpc, mutual tls" } else { "grpc, plaintext" }.to_owned(),
@@ -102,6 +107,7 @@ impl Coordinator {
         let homes = homes?;
         let num_ranks = self.cluster.status().shape.map_or(0, |shape| shape.num_ranks);
         let begin = Begin {
+            traffic: Traffic::default(),
             setup: &setup,
             config: &described.config,
             homes,
@@ -139,8 +145,8 @@ fn wanted(settings: &Config, described: &Described) -> Wanted {
         max_num_seqs,
         max_batch_tokens: settings.max_batch_tokens(DeviceKind::Cpu).max(max_num_seqs),
         block_size: settings.kv_block_size,
-        // Workers may be CPUs, which keep f32.
-        bytes_per_value: DeviceMemory::Host.bytes_per_value(),
+        // If nobody says, workers may be CPUs, which keep f32.
+        kv_dtype: settings.kv_cache_dtype.unwrap_or(KvDtype::F32),
     };
     if settings.max_model_len.is_none() {
         wanted.max_model_len = room::max_model_len_that_fits(&described.config, &wanted);

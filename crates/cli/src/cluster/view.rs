@@ -45,6 +45,16 @@ fn fetch(url: &str, setup: &Setup) -> anyhow::Result<Value> {
     Err(UsageError(format!("{url} answers {}: {message}{hint}", status.as_u16())).into())
 }
 
+/// What is to be known of NCCL.
+fn carrier(status: &Value) -> String {
+    let failures = match status["nccl_failures"].as_u64() {
+        None | Some(0) => String::new(),
+        Some(failures) => format!(", NCCL failed {failures} times"),
+    };
+    let by_nccl = if status["carrier"] == "nccl" { ", rows by NCCL" } else { "" };
+    format!("{by_nccl}{failures}")
+}
+
 fn table(status: &Value) -> String {
     let mut text = String::new();
     let word = |key: &str| status[key].as_str().unwrap_or("?").to_owned();
@@ -60,7 +70,7 @@ fn table(status: &Value) -> String {
     if let Some(num_ranks) = shape["num_ranks"].as_u64() {
         let _ = write!(text, ", {num_ranks} ranks");
     }
-    let _ = writeln!(text, ", {}", word("transport"));
+    let _ = writeln!(text, ", {}{}", word("transport"), carrier(status));
     if let Some(reason) = status["reason"].as_str() {
         let _ = writeln!(text, "since {:.1} s: {reason}", status["down_s"].as_f64().unwrap_or(0.0));
     }
@@ -163,6 +173,13 @@ mod tests {
         assert!(text.starts_with("lacking, epoch 7, 1 groups of 2, grpc\n"), "{text}");
         assert!(text.contains("since 3.2 s: 2 workers are wanted, 1 is here"), "{text}");
         assert!(text.contains("spare  waiting  10.0.0.1:7"), "{text}");
+    }
+
+    #[test]
+    fn what_carries_rows_is_told_where_it_is_nccl_or_should_have_been() {
+        assert_eq!(carrier(&json!({"carrier": "frames", "nccl_failures": 0})), "");
+        assert_eq!(carrier(&json!({"carrier": "nccl", "nccl_failures": 0})), ", rows by NCCL");
+        assert_eq!(carrier(&json!({"carrier": null, "nccl_failures": 2})), ", NCCL failed 2 times");
     }
 
     #[test]

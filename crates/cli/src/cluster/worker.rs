@@ -2,15 +2,15 @@
 
 use super::trust;
 use crate::config::Config;
-use crate::device::Devices;
-use crate::engine;
+use crate::device::{DeviceKind, Devices};
 use crate::exit::UsageError;
+use crate::offload::Traffic;
 use crate::serve::signals;
 use crate::setup::Setup;
 use anyhow::Context;
 use chorale_model::checkpoint::Checkpoint;
-use chorale_worker::Rank;
 use chorale_worker::join::{Left, Patience, Worker, WorkerConfig};
+use chorale_worker::{Rank, formats};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,9 +40,18 @@ pub(crate) fn run(setup: &Setup) -> anyhow::Result<()> {
     let tls = trust::tls(settings)?;
     let listen = listen(settings, &coordinator)?;
     let checkpoint = Checkpoint::open(&setup.model_directory()?)?;
-    let devices = Devices::open(&setup.device_options(), 1)?;
-    engine::refuse_kv_dtype(settings, &devices)?;
-    let memory = devices.memory()?;
+    let mut devices = Devices::open(&setup.device_options(), 1)?;
+    // Its own choice, where the coordinator leaves it one.
+    let own = devices.kv_dtype(settings.kv_cache_dtype)?;
+    let others = devices.kv_dtypes().iter().copied().filter(|dtype| *dtype != own);
+    let kv_dtypes = [own].into_iter().chain(others).map(formats::kv_format).collect();
+    let library = devices.nccl(&setup.nccl())?;
+    let memory = devices.memory(library.is_some())?;
+    let host_expert_bytes = match memory.kind() {
+        DeviceKind::Cpu => 0,
+        DeviceKind::Gpu => setup.expert_host_memory().bytes_each(1),
+    };
+    let traffic = devices.host_experts(checkpoint.config().num_layers(), host_expert_bytes);
     let config = WorkerConfig {
         coordinator,
         listen,
@@ -57,22 +66,32 @@ pub(crate) fn run(setup: &Setup) -> anyhow::Result<()> {
             .memory_bandwidth_bytes_per_s
             .map_or_else(|| devices.memory_bytes_per_s(), |rate| rate as u64),
         experts_only: settings.experts_only,
-        nccl: None,
+        nccl: library.as_ref().map(|library| library.version().code()),
+        kv_dtypes,
+        host_expert_bytes,
         max_frame_bytes: MAX_FRAME_BYTES,
         patience: Patience::default(),
     };
-    let rank = devices.start_ranks()?.pop().context("one device was opened")?;
+    let rank = devices
+        .start_ranks(library.as_ref(), settings.peer_exchange)?
+        .pop()
+        .context("one device was opened")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(ASYNC_THREADS)
         .thread_name("worker")
         .enable_all()
         .build()?;
-    let left = runtime.block_on(work(config, rank, Arc::new(checkpoint)));
+    let left = runtime.block_on(work(config, rank, Arc::new(checkpoint), traffic));
     runtime.shutdown_timeout(LAST_TASKS_TIMEOUT);
     left
 }
 
-async fn work(config: WorkerConfig, rank: Rank, checkpoint: Arc<Checkpoint>) -> anyhow::Result<()> {
+async fn work(
+    config: WorkerConfig,
+    rank: Rank,
+    checkpoint: Arc<Checkpoint>,
+    traffic: Traffic,
+) -> anyhow::Result<()> {
     let (leaving, now) = (CancellationToken::new(), CancellationToken::new());
     signals::follow(
         {
@@ -92,6 +111,7 @@ async fn work(config: WorkerConfig, rank: Rank, checkpoint: Arc<Checkpoint>) -> 
             Left::Unheard => tracing::warn!("left without a word from the coordinator"),
         },
         () = now.cancelled() => tracing::warn!("ended at once"),
+        () = traffic.log() => {}
     }
     Ok(())
 }

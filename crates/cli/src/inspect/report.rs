@@ -150,11 +150,15 @@ fn part_name(part: Part) -> &'static str {
 }
 
 fn write_parts(out: &mut String, budget: &Budget) -> fmt::Result {
-    let parameters = &budget.parameters;
+    let (parameters, dense) = (&budget.parameters, budget.dense_dtype.name());
     writeln!(out, "\n{:<22}  {:>12}  {:>12}", "part", "parameters", "bytes")?;
     for part in Part::ALL {
         let (count, bytes) = (parameters.by_part.get(part), budget.weight_bytes.by_part.get(part));
-        write_part(out, part_name(part), count, bytes)?;
+        let name = match part {
+            Part::Attention | Part::Head => format!("{} ({dense})", part_name(part)),
+            _ => part_name(part).to_owned(),
+        };
+        write_part(out, &name, count, bytes)?;
     }
     write_part(out, "all", parameters.total, budget.weight_bytes.total)?;
     writeln!(out, "{:<22}  {:>12}", "met by one token", show_count(parameters.active))
@@ -168,8 +172,7 @@ fn write_kv(out: &mut String, config: &ModelConfig, budget: &Budget) -> fmt::Res
     let kv = &budget.kv;
     let num_sliding = config.windows.iter().flatten().count();
     let num_full = config.num_layers() - num_sliding;
-    let dtype = format!("{:?}", kv.dtype).to_lowercase();
-    writeln!(out, "\nKV cache, {dtype}")?;
+    writeln!(out, "\nKV cache, {}", kv.dtype.name())?;
     writeln!(
         out,
         "  growing     {} B for each token ({num_full} full layers)",

@@ -3,6 +3,7 @@
 
 use super::banner::Ready;
 use super::doors;
+use crate::offload::Traffic;
 use crate::setup::Setup;
 use chorale_api::generation::Generator;
 use chorale_api::openai::OpenAi;
@@ -31,6 +32,8 @@ pub(crate) struct Begin<'a> {
     pub(crate) max_model_len: usize,
     /// Steps that the ranks take at a time.
     pub(crate) max_steps_in_flight: u32,
+    /// What becomes of experts that do not fit the GPUs of this process.
+    pub(crate) traffic: Traffic,
 }
 
 impl Begin<'_> {
@@ -56,6 +59,7 @@ impl Begin<'_> {
             block_size_tokens: settings.kv_block_size as u32,
             prefix_caching: settings.prefix_caching,
             since: SystemTime::now(),
+            experts: self.traffic.reader(),
         })));
         // An engine that ends by itself takes the server with it: whoever
         // watches over the process starts a new one.

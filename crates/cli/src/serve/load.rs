@@ -3,25 +3,33 @@
 use super::banner::Ready;
 use super::begin::Begin;
 use super::draining;
-use super::local::{self, LocalRanks, OnLoad};
+use super::local::{self, Alike, LocalRanks, OnLoad};
 use super::room::{self, Wanted};
 use crate::config::Config;
 use crate::device::{DeviceKind, DeviceMemory, Devices};
 use crate::engine;
 use crate::exit::UsageError;
+use crate::footprint::{self, Rehearsal, Wished};
+use crate::offload::{self, Traffic};
 use crate::setup::Setup;
 use anyhow::Context;
 use chorale_api::{EngineStatus, LoadStatus, Shared};
 use chorale_coordinator::HomeConfig;
 use chorale_coordinator::cluster::ClusterConfigError;
-use chorale_model::budget::{Budget, BudgetOptions, KvDtype, World};
+use chorale_device::{BatchLimits, KvDtype};
+use chorale_model::budget::{Budget, BudgetOptions, World};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::config::ModelConfig;
 use chorale_model::{LoadProgress, Room};
+use chorale_nccl::Library;
 use chorale_plan::Shape;
+use chorale_worker::formats;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{oneshot, watch};
+
+/// Without a setting, a context that is long enough for most requests.
+const USEFUL_CONTEXT: usize = 8192;
 
 /// What is known of a model before its weights are here.
 pub(crate) struct Described {
@@ -65,15 +73,19 @@ pub(super) fn start(
         let loading = async {
             let plan = plan.await.context("the loading thread ended")??;
             let on_load = on_load(&setup, &plan, &tell);
-            let Plan { shape, devices, checkpoint, room, max_model_len } = plan;
+            let Plan { shape, devices, library, checkpoint, room, max_model_len, traffic } = plan;
             let (device, max_steps_in_flight) = (devices.describe(), devices.steps_in_flight());
-            let room_and_exchange = (wire_room(&room), setup.config.exchange(local::EXCHANGE_TIMEOUT));
-            let ranks =
-                LocalRanks::start(shape, devices, Arc::clone(&checkpoint), room_and_exchange, on_load);
+            let alike = Alike {
+                room: wire_room(&room),
+                exchange: setup.config.exchange(local::EXCHANGE_TIMEOUT),
+                dense_dtype: formats::dense_format(setup.config.dense_dtype),
+                peer_exchange: setup.config.peer_exchange,
+            };
+            let ranks = LocalRanks::start(shape, (devices, library), Arc::clone(&checkpoint), alike, on_load);
             anyhow::Ok((
                 ranks.await?,
                 (shape, checkpoint, room, max_model_len),
-                (device, max_steps_in_flight),
+                (device, max_steps_in_flight, traffic),
             ))
         };
         let outcome = tokio::select! {
@@ -81,7 +93,7 @@ pub(super) fn start(
             // Nobody waits for a model any more; the threads end with the process.
             () = draining(shared.shutdown()) => anyhow::bail!("stopped before the model was loaded"),
         };
-        let (ranks, planned, (device, max_steps_in_flight)) = outcome.map_err(|error| {
+        let (ranks, planned, (device, max_steps_in_flight, traffic)) = outcome.map_err(|error| {
             tell.send_replace(EngineStatus::Failed { reason: format!("{error:#}") });
             error.context("cannot load the model")
         })?;
@@ -95,7 +107,7 @@ pub(super) fn start(
         };
         let homes = shape.homes().map(home).collect();
         let config = checkpoint.config();
-        let begin = Begin { setup: &setup, config, homes, max_model_len, max_steps_in_flight };
+        let begin = Begin { setup: &setup, config, homes, max_model_len, max_steps_in_flight, traffic };
         begin.run(ranks, device, &shared, &tell)
     })
 }
@@ -104,10 +116,12 @@ pub(super) fn start(
 struct Plan {
     shape: Shape,
     devices: Devices,
+    library: Option<Arc<Library>>,
     checkpoint: Arc<Checkpoint>,
     /// Of each home.
     room: Room,
     max_model_len: usize,
+    traffic: Traffic,
 }
 
 fn open(setup: &Setup, described: &Described) -> anyhow::Result<Plan> {
@@ -117,15 +131,15 @@ fn open(setup: &Setup, described: &Described) -> anyhow::Result<Plan> {
     let checkpoint = Checkpoint::open(&setup.model_directory()?)?;
     let config = checkpoint.config();
     let shape = local::shape(settings.tensor_parallel_size, settings.data_parallel_size);
-    let mut shard_bytes = Vec::new();
-    for shard in local::shards(shape, config) {
-        shard_bytes.push(checkpoint.shard_size(&shard)?.num_bytes);
-    }
-    let devices = Devices::open(&setup.device_options(), shape.num_ranks as usize)?;
-    engine::refuse_kv_dtype(settings, &devices)?;
-    let memory = devices.memory()?;
-    let (room, max_model_len) = plan_room(setup, described, config, (&shard_bytes, memory))?;
-    Ok(Plan { shape, devices, checkpoint: Arc::new(checkpoint), room, max_model_len })
+    let mut devices = Devices::open(&setup.device_options(), shape.num_ranks as usize)?;
+    // A rank that is alone exchanges nothing.
+    let library = if shape.num_ranks > 1 { devices.nccl(&setup.nccl())? } else { None };
+    let kv_dtype = devices.kv_dtype(settings.kv_cache_dtype)?;
+    let memory = devices.memory(library.is_some())?;
+    let planned = plan_room(setup, described, config, (kv_dtype, memory))?;
+    let traffic = devices.host_experts(config.num_layers(), planned.host_expert_bytes);
+    let Planned { room, max_model_len, .. } = planned;
+    Ok(Plan { shape, devices, library, checkpoint: Arc::new(checkpoint), room, max_model_len, traffic })
 }
 
 /// Shows what all ranks have loaded, on the terminal and at the doors.
@@ -153,13 +167,14 @@ fn on_load(setup: &Setup, plan: &Plan, tell: &watch::Sender<EngineStatus>) -> On
     }))
 }
 
-fn budget_options(settings: &Config, described: &Described) -> BudgetOptions {
+fn budget_options(settings: &Config, described: &Described, kv_dtype: KvDtype) -> BudgetOptions {
     BudgetOptions {
         world: World {
             tensor_parallel_size: settings.tensor_parallel_size,
             data_parallel_size: settings.data_parallel_size,
         },
-        kv_dtype: KvDtype::Bf16,
+        dense_dtype: settings.dense_dtype,
+        kv_dtype,
         kv_block_size: settings.kv_block_size,
         max_model_len: Some(described.max_model_len),
         max_batch_tokens: settings.max_batch_tokens(DeviceKind::Gpu),
@@ -177,7 +192,17 @@ fn wire_room(room: &Room) -> chorale_plan::Room {
         block_size_tokens: room.block_size as u32,
         num_full_blocks: room.num_full_blocks as u32,
         num_sliding_blocks: room.num_sliding_blocks as u32,
+        kv_dtype: formats::kv_format(room.kv_dtype),
     }
+}
+
+/// What memory is used for.
+struct Planned {
+    /// Of each home.
+    room: Room,
+    max_model_len: usize,
+    /// What experts of each rank may have of the host; 0 if all are on their GPUs.
+    host_expert_bytes: u64,
 }
 
 /// The pages of each home, and the context that they have room for: the user's own is kept or
@@ -186,29 +211,76 @@ fn plan_room(
     setup: &Setup,
     described: &Described,
     config: &ModelConfig,
-    (shard_bytes, memory): (&[u64], DeviceMemory),
-) -> Result<(Room, usize), UsageError> {
+    (kv_dtype, memory): (KvDtype, DeviceMemory),
+) -> Result<Planned, UsageError> {
     let settings = &setup.config;
-    let kv_cache_bytes = match memory {
-        DeviceMemory::Host => settings
-            .kv_cache_memory_bytes
-            .unwrap_or_else(|| room::kv_cache_bytes_default(shard_bytes.iter().sum())),
-        DeviceMemory::Gpu { free_bytes } => {
-            let budget = Budget::new(config, &budget_options(settings, described))
-                .map_err(|error| UsageError(error.to_string()))?;
-            room::gpu_kv_cache_bytes(settings, &budget, free_bytes)?
-        }
-    };
     // Homes divide memory and sequences; inside a home, ranks divide each page by heads.
     let num_homes = settings.data_parallel_size;
     let max_num_seqs = settings.max_num_seqs(memory.kind()).div_ceil(num_homes);
+    let max_batch_tokens = settings.max_batch_tokens(memory.kind()).div_ceil(num_homes).max(max_num_seqs);
+    let mut host_expert_bytes = 0;
+    let kv_cache_bytes = match memory {
+        DeviceMemory::Host => match settings.kv_cache_memory_bytes {
+            Some(bytes) => bytes,
+            None => {
+                let budget = Budget::new(config, &budget_options(settings, described, kv_dtype))
+                    .map_err(|error| UsageError(error.to_string()))?;
+                let weight_bytes = budget.ranks.iter().map(|rank| rank.weight_bytes.total);
+                room::kv_cache_bytes_default(weight_bytes.sum())
+            }
+        },
+        DeviceMemory::Gpu { free_bytes } => {
+            let wished = Wished {
+                shape: local::shape(settings.tensor_parallel_size, num_homes),
+                limits: BatchLimits {
+                    max_rows: max_batch_tokens,
+                    max_slices: max_num_seqs,
+                    max_logit_rows: max_num_seqs,
+                },
+                block_size: settings.kv_block_size,
+                max_model_len: described.max_model_len,
+                dense_dtype: settings.dense_dtype,
+                kv_dtype,
+                fast_combine: settings.fast_combine,
+                overlap_min_rows: settings.overlap_min_rows,
+            };
+            if let Some(refusal) = footprint::refusal(config, settings.kv_block_size) {
+                return Err(UsageError(refusal));
+            }
+            let ranks = Rehearsal::new(config).ranks(&wished);
+            let ranks = ranks.map_err(|error| UsageError(format!("no plan of memory: {error}")))?;
+            // A context of some use, where the user does not say how long it is to be.
+            let max_model_len = settings.max_model_len.unwrap_or(described.max_model_len.min(USEFUL_CONTEXT));
+            let least = Wanted {
+                kv_cache_bytes: 0,
+                max_model_len,
+                max_num_seqs,
+                max_batch_tokens,
+                block_size: settings.kv_block_size,
+                kv_dtype,
+            };
+            let memory = offload::Memory {
+                free_bytes,
+                host_bytes: setup.expert_host_memory().bytes_each(ranks.len()),
+                least_kv_bytes: least.needed_bytes(config).div_ceil(settings.tensor_parallel_size as u64),
+                asked_kv_bytes: settings.kv_cache_memory_bytes,
+            };
+            match memory.kv_cache_bytes(&ranks)? {
+                Some(kv_cache_bytes) => {
+                    host_expert_bytes = memory.host_bytes;
+                    kv_cache_bytes
+                }
+                None => room::gpu_kv_cache_bytes(settings, &ranks, free_bytes)?,
+            }
+        }
+    };
     let mut wanted = Wanted {
         kv_cache_bytes: kv_cache_bytes / num_homes as u64,
         max_model_len: described.max_model_len,
         max_num_seqs,
-        max_batch_tokens: settings.max_batch_tokens(memory.kind()).div_ceil(num_homes).max(max_num_seqs),
+        max_batch_tokens,
         block_size: settings.kv_block_size,
-        bytes_per_value: memory.bytes_per_value(),
+        kv_dtype,
     };
     if settings.max_model_len.is_none() {
         wanted.max_model_len = room::max_model_len_that_fits(config, &wanted);
@@ -221,5 +293,6 @@ fn plan_room(
             );
         }
     }
-    Ok((room::room(config, &wanted)?, wanted.max_model_len))
+    let room = room::room(config, &wanted)?;
+    Ok(Planned { room, max_model_len: wanted.max_model_len, host_expert_bytes })
 }

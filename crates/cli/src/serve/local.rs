@@ -1,19 +1,23 @@
 //! The ranks of this process: threads that share its memory and divide its
 //! processors, behind the engine's own interface.
 
+use crate::config::PeerExchange;
 use crate::device::Devices;
 use chorale_coordinator::{Answer, Executor, StepError};
-use chorale_link::local;
+use chorale_link::{LocalTransport, local};
 use chorale_model::LoadProgress;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::config::ModelConfig;
 use chorale_model::shard::{ShardSpec, split};
+use chorale_nccl::Library;
 use chorale_plan::{
-    Assignment, Carrier, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, Shape, StepPlan,
+    Assignment, Carrier, DenseFormat, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, RowFormat,
+    Shape, StepPlan,
 };
 use chorale_worker::{Rank, RankError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// A rank of the same process that says nothing for so long never will.
 pub(super) const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -23,6 +27,15 @@ pub(super) struct LocalRanks {
     shape: Shape,
     overlap_min_rows: Option<u32>,
     ranks: Vec<Rank>,
+}
+
+/// What all ranks are told alike.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Alike {
+    pub(super) room: Room,
+    pub(super) exchange: ExchangeOptions,
+    pub(super) dense_dtype: DenseFormat,
+    pub(super) peer_exchange: PeerExchange,
 }
 
 /// What all ranks have loaded.
@@ -38,7 +51,7 @@ pub(super) fn shape(tensor_parallel_size: usize, data_parallel_size: usize) -> S
 }
 
 /// Experts in even runs, the same of every layer.
-pub(super) fn placement(shape: Shape, config: &ModelConfig) -> Placement {
+fn placement(shape: Shape, config: &ModelConfig) -> Placement {
     let num_ranks = shape.num_ranks as usize;
     let runs = (0..num_ranks).map(|rank| split(config.num_experts, num_ranks, rank));
     let layer: Vec<Vec<RankId>> =
@@ -47,23 +60,22 @@ pub(super) fn placement(shape: Shape, config: &ModelConfig) -> Placement {
 }
 
 /// What each rank is to hold.
-pub(super) fn shards(shape: Shape, config: &ModelConfig) -> Vec<ShardSpec> {
+fn shards(shape: Shape, config: &ModelConfig) -> Vec<ShardSpec> {
     let placement = placement(shape, config);
     shape.ranks().map(|rank| ShardSpec::of(shape, rank, &placement)).collect()
 }
 
 impl LocalRanks {
-    /// Starts the ranks; each loads its shard.
+    /// Starts the ranks; each loads its shard. Where GPUs do not come to an exchange
+    /// by NCCL, they exchange through the host.
     pub(super) async fn start(
         shape: Shape,
-        devices: Devices,
+        (devices, library): (Devices, Option<Arc<Library>>),
         checkpoint: Arc<Checkpoint>,
-        (room, exchange): (Room, ExchangeOptions),
+        alike: Alike,
         on_load: OnLoad,
     ) -> Result<Self, RankError> {
         let config = checkpoint.config();
-        let placement = placement(shape, config);
-        let transports = local(shape.num_ranks, EXCHANGE_TIMEOUT);
         let mut progress = Vec::new();
         for spec in shards(shape, config) {
             let size = checkpoint.shard_size(&spec).map_err(|error| load_error(&error))?;
@@ -71,27 +83,83 @@ impl LocalRanks {
             progress.push(LoadProgress { total_bytes, total_tensors, ..LoadProgress::default() });
         }
         let progress = Arc::new(Mutex::new(progress));
-        let ranks = devices.start_ranks().map_err(|error| load_error(&error))?;
-        let mut taken = Vec::new();
-        for ((id, rank), transport) in shape.ranks().zip(&ranks).zip(transports) {
+        let carrier = carrier(shape, &alike, &devices, library.as_deref());
+        let ranks =
+            devices.start_ranks(library.as_ref(), alike.peer_exchange).map_err(|error| load_error(&error))?;
+        let world = LocalWorld { shape, ranks: &ranks, checkpoint: &checkpoint, alike, progress, on_load };
+        match world.take_places(Epoch(1), carrier).await {
+            Err(RankError::Carrier { reason }) => {
+                tracing::warn!(
+                    reason,
+                    "NCCL does not connect these GPUs: rows travel through the host; --nccl off says so from \
+                     the start, NCCL_DEBUG=INFO tells more"
+                );
+                world.take_places(Epoch(2), Carrier::Frames).await?;
+            }
+            taken => taken?,
+        }
+        Ok(Self { shape, overlap_min_rows: alike.exchange.overlap_min_rows, ranks })
+    }
+}
+
+/// By what ranks of this process exchange rows: NCCL does neither uneven shares nor
+/// rows as 8-bit integers.
+fn carrier(shape: Shape, alike: &Alike, devices: &Devices, library: Option<&Library>) -> Carrier {
+    let is_even = alike.room.max_step_tokens.is_multiple_of(shape.tensor_parallel_size);
+    let can = shape.num_ranks > 1 && is_even && alike.exchange.dispatch == RowFormat::F32;
+    match devices {
+        Devices::Cuda(_) if can && library.is_some() => Carrier::Nccl,
+        Devices::Cuda(_) | Devices::Cpu(_) => Carrier::Frames,
+    }
+}
+
+/// Ranks that are to take their places.
+struct LocalWorld<'a> {
+    shape: Shape,
+    ranks: &'a [Rank],
+    checkpoint: &'a Arc<Checkpoint>,
+    alike: Alike,
+    progress: Arc<Mutex<Vec<LoadProgress>>>,
+    on_load: OnLoad,
+}
+
+impl LocalWorld<'_> {
+    /// All or none: what the first to fail says is why.
+    async fn take_places(&self, epoch: Epoch, carrier: Carrier) -> Result<(), RankError> {
+        let Self { shape, alike: Alike { room, exchange, dense_dtype, .. }, .. } = *self;
+        let placement = placement(shape, self.checkpoint.config());
+        let transports = local(shape.num_ranks, EXCHANGE_TIMEOUT);
+        let abort = transports.first().map(LocalTransport::abort_handle);
+        let mut taking = JoinSet::new();
+        for ((id, rank), transport) in shape.ranks().zip(self.ranks).zip(transports) {
             let assignment = Assignment {
-                epoch: Epoch(1),
+                epoch,
                 shape,
                 rank: id,
                 addresses: Vec::new(),
                 placement: placement.clone(),
                 room,
                 exchange,
-                carrier: Carrier::Frames,
+                carrier,
+                dense_dtype,
             };
-            let (progress, on_load) = (Arc::clone(&progress), Arc::clone(&on_load));
+            let (progress, on_load) = (Arc::clone(&self.progress), Arc::clone(&self.on_load));
             let on_progress = Box::new(move |report| tell(&progress, id, report, &on_load));
-            taken.push(rank.take(assignment, Arc::clone(&checkpoint), Box::new(transport), on_progress));
+            let checkpoint = Arc::clone(self.checkpoint);
+            taking.spawn(rank.take(assignment, checkpoint, Box::new(transport), on_progress));
         }
-        for taken in taken {
-            taken.await?;
+        let mut failed: Option<RankError> = None;
+        while let Some(taken) = taking.join_next().await {
+            let Err(error) = taken.unwrap_or(Err(RankError::Stopped)) else { continue };
+            // The others would wait for it.
+            if let Some(abort) = &abort {
+                abort.abort();
+            }
+            if failed.as_ref().is_none_or(|failed| !is_cause(failed) && is_cause(&error)) {
+                failed = Some(error);
+            }
         }
-        Ok(Self { shape, overlap_min_rows: exchange.overlap_min_rows, ranks })
+        failed.map_or(Ok(()), Err)
     }
 }
 
@@ -150,12 +218,4 @@ fn is_cause(error: &RankError) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn experts_are_dealt_out_evenly() {
-        let experts: Vec<u32> = (0..4).map(|rank| split(10, 4, rank).len() as u32).collect();
-        assert_eq!(experts, [3, 3, 2, 2]);
-    }
-}
+mod tests;

@@ -4,9 +4,9 @@
 use crate::config::Config;
 use crate::device::DeviceKind;
 use crate::exit::UsageError;
+use crate::footprint::Footprint;
 use chorale_device::{BatchLimits, KvDtype};
 use chorale_model::Room;
-use chorale_model::budget::{Budget, RankBudget};
 use chorale_model::config::ModelConfig;
 
 /// Without a setting, the share of the memory that is left beside the weights.
@@ -26,8 +26,8 @@ pub(crate) struct Wanted {
     pub(crate) max_num_seqs: usize,
     pub(crate) max_batch_tokens: usize,
     pub(crate) block_size: usize,
-    /// Of a cached key or value.
-    pub(crate) bytes_per_value: u64,
+    /// What keys and values are kept in.
+    pub(crate) kv_dtype: KvDtype,
 }
 
 /// Pages of both pools for what is wanted. Sliding layers hold a window for
@@ -37,14 +37,12 @@ pub(super) fn room(config: &ModelConfig, wanted: &Wanted) -> Result<Room, UsageE
     let Wanted { max_num_seqs, block_size, .. } = *wanted;
     let num_sliding_layers = config.windows.iter().flatten().count() as u64;
     let num_full_layers = config.windows.len() as u64 - num_sliding_layers;
-    let page_bytes =
-        2 * (config.num_key_value_heads * config.head_dim * block_size) as u64 * wanted.bytes_per_value;
+    let page_bytes = wanted.page_bytes(config, config.num_key_value_heads);
 
     let (pages_max, num_sliding) = (wanted.num_pages_max(), wanted.num_sliding_pages(config));
     let sliding_bytes = num_sliding * num_sliding_layers * page_bytes;
 
-    let longest = wanted.max_model_len.div_ceil(block_size) as u64;
-    let needed = sliding_bytes + longest * num_full_layers * page_bytes;
+    let needed = wanted.needed_bytes(config);
     if needed > wanted.kv_cache_bytes {
         let needed_mib = needed.div_ceil(1 << 20);
         return Err(UsageError(format!(
@@ -68,12 +66,26 @@ pub(super) fn room(config: &ModelConfig, wanted: &Wanted) -> Result<Room, UsageE
         block_size,
         num_full_blocks: num_full as usize,
         num_sliding_blocks: num_sliding as usize,
-        kv_dtype: KvDtype::F32,
+        kv_dtype: wanted.kv_dtype,
         has_halves: false,
     })
 }
 
 impl Wanted {
+    /// What the sequences' windows and one sequence of full length take.
+    pub(crate) fn needed_bytes(&self, config: &ModelConfig) -> u64 {
+        let num_sliding_layers = config.windows.iter().flatten().count() as u64;
+        let num_full_layers = config.windows.len() as u64 - num_sliding_layers;
+        let longest = self.max_model_len.div_ceil(self.block_size) as u64;
+        let pages = self.num_sliding_pages(config) * num_sliding_layers + longest * num_full_layers;
+        pages * self.page_bytes(config, config.num_key_value_heads)
+    }
+
+    /// A page of so many heads in one layer.
+    pub(crate) fn page_bytes(&self, config: &ModelConfig, num_kv_heads: usize) -> u64 {
+        (2 * num_kv_heads * self.block_size * self.kv_dtype.row_bytes(config.head_dim)) as u64
+    }
+
     /// Pages that all sequences take when each is as long as it may be.
     pub(crate) fn num_pages_max(&self) -> u64 {
         (self.max_num_seqs * self.max_model_len.div_ceil(self.block_size)) as u64
@@ -100,29 +112,42 @@ pub(super) fn kv_cache_bytes_default(weight_bytes: u64) -> u64 {
 /// the least memory, or what the user asked for.
 pub(super) fn gpu_kv_cache_bytes(
     settings: &Config,
-    budget: &Budget,
+    ranks: &[Footprint],
     free_bytes: u64,
 ) -> Result<u64, UsageError> {
-    let needs = |rank: &RankBudget| rank.weight_bytes.total + rank.workspace_bytes;
-    let Some(rank) = budget.ranks.iter().max_by_key(|rank| needs(rank)) else { return Ok(0) };
+    let Some(rank) = ranks.iter().max_by_key(|rank| rank.total()) else { return Ok(0) };
     let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
     let plan = || {
         format!(
-            "{:.1} GiB of weights and {:.1} GiB for steps of {} tokens, where {:.1} GiB are free",
-            gib(rank.weight_bytes.total),
-            gib(rank.workspace_bytes),
+            "{:.1} GiB of weights, {:.1} GiB of them experts, {:.1} GiB for steps of {} tokens and {} \
+             sequences{}, where {:.1} GiB are free",
+            gib(rank.dense_bytes + rank.expert_bytes),
+            gib(rank.expert_bytes),
+            gib(rank.step_bytes),
             settings.max_batch_tokens(DeviceKind::Gpu),
+            settings.max_num_seqs(DeviceKind::Gpu),
+            match ranks.len() {
+                1 => String::new(),
+                _ => format!(" and {:.1} GiB for exchanges", gib(rank.exchange_bytes)),
+            },
             gib(free_bytes),
         )
     };
-    let Some(left) = free_bytes.checked_sub(needs(rank)) else {
+    let Some(left) = free_bytes.checked_sub(rank.total()) else {
         return Err(UsageError(format!(
             "the model does not fit its GPU: {}; take more ranks with --tensor-parallel-size or \
-             --data-parallel-size, or lower --max-batch-tokens",
+             --data-parallel-size, or lower --max-batch-tokens or --max-num-seqs",
             plan()
         )));
     };
-    let num_ranks = budget.ranks.len() as u64;
+    tracing::info!(
+        weights_mib = (rank.dense_bytes + rank.expert_bytes) >> 20,
+        steps_mib = rank.step_bytes >> 20,
+        exchanges_mib = rank.exchange_bytes >> 20,
+        left_mib = left >> 20,
+        "the memory of each GPU is planned"
+    );
+    let num_ranks = ranks.len() as u64;
     match settings.kv_cache_memory_bytes {
         Some(asked) if asked / num_ranks > left => Err(UsageError(format!(
             "--kv-cache-memory is {:.1} GiB, {:.1} GiB on each GPU: {:.1} GiB are left beside {}",

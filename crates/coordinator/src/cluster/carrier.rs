@@ -1,7 +1,44 @@
-//! By what the ranks of a world exchange rows. A pure function.
+//! By what the ranks of a world exchange rows: a pure function, and what is
+//! remembered of NCCL where it failed.
 
 use super::config::ClusterConfig;
 use chorale_plan::{Carrier, RowFormat, Shape};
+use std::collections::BTreeSet;
+
+/// So often NCCL may fail the same workers before they go without it.
+const MAX_FAILURES: u32 = 2;
+
+/// After a world has served for so long by NCCL, what failed before is forgotten.
+const FORGIVEN_MS: u64 = 600_000;
+
+/// How often NCCL has failed the workers that were the last to have it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Failures {
+    /// The workers' processes.
+    sessions: BTreeSet<u64>,
+    num: u32,
+    /// Of all workers, since the start.
+    pub(super) num_total: u64,
+}
+
+impl Failures {
+    /// NCCL failed these workers, after they had served by it for `served_ms`. True
+    /// if they are to go without it from now on.
+    pub(super) fn note(&mut self, sessions: BTreeSet<u64>, served_ms: u64) -> bool {
+        if sessions != self.sessions || served_ms >= FORGIVEN_MS {
+            (self.sessions, self.num) = (sessions, 0);
+        }
+        self.num = self.num.saturating_add(1);
+        self.num_total = self.num_total.saturating_add(1);
+        self.num >= MAX_FAILURES
+    }
+
+    /// Whether a world of these workers goes without NCCL: until another worker is
+    /// among them, or one has been started anew.
+    pub(super) fn forbid(&self, sessions: &BTreeSet<u64>) -> bool {
+        self.num >= MAX_FAILURES && *sessions == self.sessions
+    }
+}
 
 /// NCCL, where all ranks have the same and it does what is asked for. `versions`
 /// are those that the ranks offer.
@@ -23,6 +60,20 @@ pub(super) fn carrier(
 mod tests {
     use super::*;
     use crate::cluster::test_config;
+
+    #[test]
+    fn who_was_failed_twice_goes_without_until_somebody_is_new() {
+        let sessions = |sessions: &[u64]| sessions.iter().copied().collect::<BTreeSet<u64>>();
+        let (two, three) = (sessions(&[1, 2]), sessions(&[1, 2, 3]));
+        let mut failures = Failures::default();
+        assert!(!failures.note(two.clone(), 0) && !failures.forbid(&two));
+        assert!(failures.note(two.clone(), 1000) && failures.forbid(&two));
+        assert!(!failures.forbid(&three), "a worker has joined");
+        assert!(!failures.note(three.clone(), 0) && !failures.forbid(&three) && !failures.forbid(&two));
+        assert!(!failures.note(three.clone(), FORGIVEN_MS), "it had been well for long");
+        assert!(failures.note(three.clone(), FORGIVEN_MS - 1) && failures.forbid(&three));
+        assert_eq!(failures.num_total, 5);
+    }
 
     #[test]
     fn nccl_carries_where_all_ranks_have_the_same() {

@@ -1,7 +1,7 @@
 //! What a cluster is to be: the shape that is wanted, the model in numbers, the
 //! room that is left for keys and values, and every deadline.
 
-use chorale_plan::{Epoch, ExchangeOptions, Room};
+use chorale_plan::{DenseFormat, Epoch, ExchangeOptions, KvFormat, Room};
 
 /// Everything that decides how ranks come together. Nothing here changes while
 /// the cluster runs.
@@ -18,6 +18,10 @@ pub struct ClusterConfig {
     pub model: ModelFacts,
     /// The room for keys and values.
     pub room: RoomRule,
+    /// How all ranks keep dense weights; `model` counts them so.
+    pub dense_dtype: DenseFormat,
+    /// How all ranks keep keys and values; if `None`, each group as its devices would.
+    pub kv_dtype: Option<KvFormat>,
     /// How ranks exchange rows.
     pub exchange: ExchangeOptions,
     /// How rows travel, for people: `grpc, tls`.
@@ -54,9 +58,31 @@ pub struct SplitFacts {
     /// Dense weights, and the buffers of a step.
     pub dense_bytes: u64,
     /// A page of all full-attention layers together.
-    pub full_page_bytes: u64,
+    pub full_page_bytes: PageBytes,
     /// A page of all sliding layers together.
-    pub sliding_page_bytes: u64,
+    pub sliding_page_bytes: PageBytes,
+}
+
+/// Bytes of a page, by how it holds keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageBytes {
+    /// See [`KvFormat::F32`].
+    pub f32: u64,
+    /// See [`KvFormat::Bf16`].
+    pub bf16: u64,
+    /// See [`KvFormat::Fp8`].
+    pub fp8: u64,
+}
+
+impl PageBytes {
+    /// Bytes of a page of that kind.
+    pub fn of(&self, format: KvFormat) -> u64 {
+        match format {
+            KvFormat::F32 => self.f32,
+            KvFormat::Bf16 => self.bf16,
+            KvFormat::Fp8 => self.fp8,
+        }
+    }
 }
 
 /// How many pages a rank gets.
@@ -77,47 +103,50 @@ pub struct RoomRule {
     pub max_full_blocks: u32,
     /// Memory of a rank for all pages. `None` takes a half of what weights leave.
     pub kv_cache_bytes: Option<u64>,
+    /// `None` never takes more than this, or than the least.
+    pub max_bytes_by_default: u64,
 }
 
 impl RoomRule {
     /// What a rank keeps free of experts: what was asked for, or the least.
-    pub(super) fn reserved_bytes(&self, split: &SplitFacts) -> u64 {
-        let least = self.bytes(split, self.min_full_blocks);
+    pub(super) fn reserved_bytes(&self, split: &SplitFacts, kv: KvFormat) -> u64 {
+        let least = self.bytes(split, kv, self.min_full_blocks);
         self.kv_cache_bytes.map_or(least, |bytes| bytes.max(least))
     }
 
     /// The room of a rank that has so much memory beside its weights, which is
     /// at least what was reserved.
-    pub(super) fn room(&self, split: &SplitFacts, left_bytes: u64) -> Room {
-        let budget = self.kv_cache_bytes.unwrap_or(left_bytes / 2);
-        let budget = budget.max(self.bytes(split, self.min_full_blocks)).min(left_bytes);
-        let for_full = budget.saturating_sub(u64::from(self.num_sliding_blocks) * split.sliding_page_bytes);
-        let num_full = match split.full_page_bytes {
+    pub(super) fn room(&self, split: &SplitFacts, kv: KvFormat, left_bytes: u64) -> Room {
+        let budget = self.kv_cache_bytes.unwrap_or((left_bytes / 2).min(self.max_bytes_by_default));
+        let budget = budget.max(self.bytes(split, kv, self.min_full_blocks)).min(left_bytes);
+        let for_full = budget.saturating_sub(self.bytes(split, kv, 0));
+        let num_full = match split.full_page_bytes.of(kv) {
             0 => u64::from(self.max_full_blocks),
             bytes => for_full / bytes,
         };
         Room {
             num_full_blocks: num_full.min(u64::from(self.max_full_blocks)) as u32,
             num_sliding_blocks: self.num_sliding_blocks,
-            ..self.without_pages()
+            ..self.without_pages(kv)
         }
     }
 
     /// The room of a rank without attention.
-    pub(super) fn without_pages(&self) -> Room {
+    pub(super) fn without_pages(&self, kv: KvFormat) -> Room {
         Room {
             max_step_tokens: self.max_step_tokens,
             max_step_slices: self.max_step_slices,
             block_size_tokens: self.block_size_tokens,
             num_full_blocks: 0,
             num_sliding_blocks: 0,
+            kv_dtype: kv,
         }
     }
 
     /// Memory of so many full pages beside the sliding ones.
-    pub(super) fn bytes(&self, split: &SplitFacts, num_full_blocks: u32) -> u64 {
-        u64::from(self.num_sliding_blocks) * split.sliding_page_bytes
-            + u64::from(num_full_blocks) * split.full_page_bytes
+    pub(super) fn bytes(&self, split: &SplitFacts, kv: KvFormat, num_full_blocks: u32) -> u64 {
+        u64::from(self.num_sliding_blocks) * split.sliding_page_bytes.of(kv)
+            + u64::from(num_full_blocks) * split.full_page_bytes.of(kv)
     }
 }
 
@@ -263,7 +292,11 @@ impl ClusterConfig {
 mod tests {
     use super::*;
 
-    const SPLIT: SplitFacts = SplitFacts { dense_bytes: 1000, full_page_bytes: 10, sliding_page_bytes: 5 };
+    const SPLIT: SplitFacts = SplitFacts {
+        dense_bytes: 1000,
+        full_page_bytes: PageBytes { f32: 10, bf16: 5, fp8: 3 },
+        sliding_page_bytes: PageBytes { f32: 5, bf16: 2, fp8: 1 },
+    };
 
     fn rule(kv_cache_bytes: Option<u64>) -> RoomRule {
         RoomRule {
@@ -274,21 +307,34 @@ mod tests {
             min_full_blocks: 10,
             max_full_blocks: 100,
             kv_cache_bytes,
+            max_bytes_by_default: 1 << 20,
         }
     }
 
     #[test]
     fn pages_take_half_of_what_is_left_and_never_less_than_the_least() {
-        assert_eq!(rule(None).reserved_bytes(&SPLIT), 120);
-        assert_eq!(rule(None).room(&SPLIT, 1000).num_full_blocks, 48);
-        assert_eq!(rule(None).room(&SPLIT, 130).num_full_blocks, 10);
-        assert_eq!(rule(None).room(&SPLIT, 1_000_000).num_full_blocks, 100);
+        let room = |left_bytes| rule(None).room(&SPLIT, KvFormat::F32, left_bytes).num_full_blocks;
+        assert_eq!(rule(None).reserved_bytes(&SPLIT, KvFormat::F32), 120);
+        assert_eq!([1000, 130, 1_000_000].map(room), [48, 10, 100]);
+        let room = |max_bytes_by_default| {
+            let rule = RoomRule { max_bytes_by_default, ..rule(None) };
+            rule.room(&SPLIT, KvFormat::F32, 10_000).num_full_blocks
+        };
+        assert_eq!([1, 320].map(room), [10, 30], "a trial does not take all there is");
+    }
+
+    #[test]
+    fn narrower_pages_are_more_pages() {
+        let room = |kv| rule(None).room(&SPLIT, kv, 420);
+        assert_eq!(KvFormat::ALL.map(|kv| room(kv).num_full_blocks), [68, 40, 19]);
+        assert_eq!(KvFormat::ALL.map(|kv| room(kv).kv_dtype), KvFormat::ALL);
+        assert_eq!(KvFormat::ALL.map(|kv| rule(None).reserved_bytes(&SPLIT, kv)), [34, 58, 120]);
     }
 
     #[test]
     fn pages_take_what_was_asked_for() {
-        assert_eq!(rule(Some(500)).reserved_bytes(&SPLIT), 500);
-        assert_eq!(rule(Some(500)).room(&SPLIT, 1000).num_full_blocks, 48);
-        assert_eq!(rule(Some(1)).reserved_bytes(&SPLIT), 120, "one sequence must fit");
+        assert_eq!(rule(Some(500)).reserved_bytes(&SPLIT, KvFormat::F32), 500);
+        assert_eq!(rule(Some(500)).room(&SPLIT, KvFormat::F32, 1000).num_full_blocks, 48);
+        assert_eq!(rule(Some(1)).reserved_bytes(&SPLIT, KvFormat::F32), 120, "one sequence must fit");
     }
 }

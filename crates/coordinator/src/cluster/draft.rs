@@ -2,19 +2,41 @@
 //! ranks, quotas of experts and rooms, or what is lacking. A pure function.
 
 use super::MemberId;
-use super::config::ClusterConfig;
+use super::config::{ClusterConfig, ModelFacts};
 use super::placement::{Capacity, quotas};
-use chorale_plan::{Rank, Room, Shape};
+use chorale_plan::{KvFormat, Rank, Room, Shape};
 
 /// A worker that could take a place. In the order in which they came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
     pub(super) member: MemberId,
     pub(super) memory_bytes: u64,
+    /// Of its host, for experts alone.
+    pub(super) host_expert_bytes: u64,
     pub(super) speed: u64,
     pub(super) experts_only: bool,
     /// The rank that it had, and the size of a group then.
     pub(super) before: Option<(Rank, u32)>,
+    /// How it can keep keys and values, its own choice first.
+    pub(super) kv_dtypes: Vec<KvFormat>,
+}
+
+impl Candidate {
+    /// How it keeps keys and values where no other rank has a say.
+    fn own_kv(&self, config: &ClusterConfig) -> KvFormat {
+        config.kv_dtype.or(self.kv_dtypes.first().copied()).unwrap_or_default()
+    }
+}
+
+/// How a group keeps keys and values: the widest that all of its ranks can, and
+/// that is no wider than what any of them would choose and has memory for.
+fn group_kv(config: &ClusterConfig, group: &[&Candidate]) -> Option<KvFormat> {
+    let widest = group.iter().map(|candidate| candidate.own_kv(config)).min()?;
+    let is_kept = |kv: &KvFormat| {
+        *kv <= widest
+            && (config.kv_dtype.is_some() || group.iter().all(|candidate| candidate.kv_dtypes.contains(kv)))
+    };
+    KvFormat::ALL.into_iter().rev().find(is_kept)
 }
 
 /// A world on paper.
@@ -45,19 +67,20 @@ pub struct Lack {
 /// The best world that these workers can make: the widest split, then the most
 /// groups, no more of either than is wanted.
 pub(super) fn draft(config: &ClusterConfig, candidates: &[Candidate]) -> Result<Draft, Lack> {
-    let least = |size: u32| {
+    let least = |size: u32, candidate: &Candidate| {
         let split = config.split(size);
-        split.dense_bytes + config.room.reserved_bytes(split)
+        split.dense_bytes + config.room.reserved_bytes(split, candidate.own_kv(config))
     };
     let mut lack: Option<Lack> = None;
     for size in (1..=config.tensor_parallel_size).rev() {
         let able: Vec<&Candidate> = candidates
             .iter()
-            .filter(|candidate| !candidate.experts_only && candidate.memory_bytes >= least(size))
+            .filter(|candidate| !candidate.experts_only && candidate.memory_bytes >= least(size, candidate))
             .collect();
         let num_groups = (able.len() as u32 / size).min(config.data_parallel_size);
         if num_groups == 0 {
-            lack.get_or_insert_with(|| attention_lack(size, least(size), candidates, able.len() as u32));
+            let least = |candidate: &Candidate| least(size, candidate);
+            lack.get_or_insert_with(|| attention_lack(size, least, candidates, able.len() as u32));
         }
         for num_groups in (1..=num_groups).rev() {
             match assign(config, size, num_groups, &able, candidates) {
@@ -75,19 +98,25 @@ pub(super) fn draft(config: &ClusterConfig, candidates: &[Candidate]) -> Result<
     Err(lack.unwrap_or(Lack { reason: "no worker is here".to_owned(), num_workers: 1, bytes: 0 }))
 }
 
-fn attention_lack(size: u32, least: u64, candidates: &[Candidate], num_able: u32) -> Lack {
-    let most = candidates.iter().filter(|one| !one.experts_only).map(|one| one.memory_bytes).max();
+fn attention_lack(
+    size: u32,
+    least: impl Fn(&Candidate) -> u64,
+    candidates: &[Candidate],
+    num_able: u32,
+) -> Lack {
+    let most = candidates.iter().filter(|one| !one.experts_only).max_by_key(|one| one.memory_bytes);
     let reason = match most {
         None => format!("no worker that takes attention is here; {size} would be one group"),
         Some(most) if num_able == 0 => format!(
             "a rank of a group of {size} needs {} MiB for its dense weights and its pages, and the largest \
              worker has {} MiB",
-            mib(least),
-            mib(most)
+            mib(least(most)),
+            mib(most.memory_bytes)
         ),
         Some(_) => format!("{num_able} of the {size} ranks of a group are here"),
     };
-    let bytes = if num_able == 0 { least - most.unwrap_or(0).min(least) } else { 0 };
+    let bytes =
+        most.filter(|_| num_able == 0).map_or(0, |most| least(most).saturating_sub(most.memory_bytes));
     Lack { reason, num_workers: size - num_able.min(size), bytes }
 }
 
@@ -108,34 +137,62 @@ fn assign(
     let num_attention = ranks.len();
     let is_seated = |candidate: &Candidate| ranks.iter().any(|other| other.member == candidate.member);
     let rest: Vec<&Candidate> = candidates.iter().filter(|candidate| !is_seated(candidate)).collect();
+    let groups = ranks.chunks(size as usize).map(|group| group_kv(config, group));
+    let groups: Vec<KvFormat> = groups.collect::<Option<_>>().ok_or_else(|| Lack {
+        reason: "the ranks of a group keep keys and values in no way that all of them can: set \
+                 --kv-cache-dtype to one that enough workers have, or lower --tensor-parallel-size"
+            .to_owned(),
+        num_workers: 0,
+        bytes: 0,
+    })?;
     ranks.extend(rest);
+    let kv = |(rank, candidate): (usize, &&Candidate)| {
+        groups.get(rank / size as usize).copied().unwrap_or_else(|| candidate.own_kv(config))
+    };
+    let kv: Vec<KvFormat> = ranks.iter().enumerate().map(kv).collect();
 
     let fixed = |rank: usize| match rank < num_attention {
-        true => split.dense_bytes + config.room.reserved_bytes(split),
+        true => split.dense_bytes + config.room.reserved_bytes(split, kv[rank]),
         false => config.model.experts_only_bytes,
     };
-    let slots =
-        |rank: usize, fixed: u64| ranks[rank].memory_bytes.saturating_sub(fixed) / config.model.expert_bytes;
-    let capacities: Vec<Capacity> = (0..ranks.len())
-        .map(|rank| Capacity { slots: slots(rank, fixed(rank)), speed: ranks[rank].speed.max(1) })
-        .collect();
     let model = &config.model;
-    let Some(quotas) = quotas(model.num_layers, model.num_experts, &capacities) else {
-        return Err(expert_lack(config, &capacities));
+    let capacities = |with_hosts: bool| -> Vec<Capacity> {
+        let capacity = |rank: usize| Capacity {
+            slots: slots(model, ranks[rank], fixed(rank), with_hosts),
+            speed: ranks[rank].speed.max(1),
+        };
+        (0..ranks.len()).map(capacity).collect()
     };
+    let quotas_of = |capacities: &[Capacity]| quotas(model.num_layers, model.num_experts, capacities);
+    // Hosts are slow: they have experts only where devices have no room for all.
+    let mut with_hosts = false;
+    let mut planned = capacities(with_hosts);
+    let mut found = quotas_of(&planned);
+    if found.is_none() {
+        with_hosts = true;
+        planned = capacities(with_hosts);
+        found = quotas_of(&planned);
+    }
+    let Some(quotas) = found else { return Err(expert_lack(config, &planned)) };
+    let capacities = planned;
     // Who would have neither attention nor experts is not part of it.
     let is_used = |rank: &usize| *rank < num_attention || quotas[*rank] > 0;
     let used: Vec<usize> = (0..ranks.len()).filter(is_used).collect();
     let quotas: Vec<u32> = used.iter().map(|&rank| quotas[rank]).collect();
-    let rooms = rooms(config, size, num_attention, &used, &ranks, &quotas);
+    let kv: Vec<KvFormat> = used.iter().map(|&rank| kv[rank]).collect();
+    let placed: Vec<&Candidate> = used.iter().map(|&rank| ranks[rank]).collect();
+    let rooms = rooms(config, (size, num_attention), &placed, &kv, &quotas);
     let capacities = (0..used.len())
         .map(|rank| {
             let pages = if rank < num_attention {
-                split.dense_bytes + config.room.bytes(split, rooms[rank].num_full_blocks)
+                split.dense_bytes + config.room.bytes(split, kv[rank], rooms[rank].num_full_blocks)
             } else {
                 model.experts_only_bytes
             };
-            Capacity { slots: slots(used[rank], pages), speed: capacities[used[rank]].speed }
+            Capacity {
+                slots: slots(model, placed[rank], pages, with_hosts),
+                speed: capacities[used[rank]].speed,
+            }
         })
         .collect();
     Ok(Draft {
@@ -144,11 +201,18 @@ fn assign(
             data_parallel_size: num_groups,
             num_ranks: used.len() as u32,
         },
-        members: used.iter().map(|&rank| ranks[rank].member).collect(),
+        members: placed.iter().map(|candidate| candidate.member).collect(),
         quotas,
         rooms,
         capacities,
     })
+}
+
+/// Experts that a worker has room for beside what is fixed, on its device or with its host, too.
+fn slots(model: &ModelFacts, candidate: &Candidate, fixed: u64, with_hosts: bool) -> u64 {
+    let left = candidate.memory_bytes.saturating_sub(fixed);
+    let host = if with_hosts { candidate.host_expert_bytes } else { 0 };
+    left.saturating_add(host) / model.expert_bytes
 }
 
 /// Who sits where. A worker that had the same part of the same split keeps its
@@ -169,8 +233,9 @@ fn seat<'a>(size: u32, num_groups: u32, able: &[&'a Candidate]) -> Vec<&'a Candi
             free.map(|seat| seats[seat] = Some(candidate)).is_none()
         });
     }
-    // Who ran attention before goes first: its dense weights are partly there.
-    left.sort_by_key(|candidate| candidate.before.is_none());
+    // Who ran attention before goes first: its dense weights are partly there. Devices
+    // that are alike sit together, since a group keeps keys and values in one way.
+    left.sort_by_key(|candidate| (candidate.before.is_none(), candidate.kv_dtypes.first().copied()));
     let mut left = left.into_iter();
     seats.into_iter().filter_map(|seat| seat.or_else(|| left.next())).collect()
 }
@@ -179,28 +244,31 @@ fn seat<'a>(size: u32, num_groups: u32, able: &[&'a Candidate]) -> Vec<&'a Candi
 /// one with the least room decides.
 fn rooms(
     config: &ClusterConfig,
-    size: u32,
-    num_attention: usize,
-    used: &[usize],
+    (size, num_attention): (u32, usize),
     ranks: &[&Candidate],
+    kv: &[KvFormat],
     quotas: &[u32],
 ) -> Vec<Room> {
     let split = config.split(size);
     let own = |rank: usize| {
         let experts =
             u64::from(quotas[rank]) * u64::from(config.model.num_layers) * config.model.expert_bytes;
-        let left = ranks[used[rank]].memory_bytes.saturating_sub(split.dense_bytes + experts);
-        config.room.room(split, left)
+        let left = ranks[rank].memory_bytes.saturating_sub(split.dense_bytes);
+        // The device has as many as it can beside the least that pages take; others
+        // lie with the host.
+        let most = left.saturating_sub(config.room.reserved_bytes(split, kv[rank]));
+        let left = left - experts.min(most);
+        config.room.room(split, kv[rank], left)
     };
     let room = |rank: usize| {
         if rank >= num_attention {
-            return config.room.without_pages();
+            return config.room.without_pages(kv[rank]);
         }
         let first = rank / size as usize * size as usize;
         let group = (first..first + size as usize).map(own);
         group.min_by_key(|room| room.num_full_blocks).unwrap_or_else(|| own(rank))
     };
-    (0..used.len()).map(room).collect()
+    (0..ranks.len()).map(room).collect()
 }
 
 fn expert_lack(config: &ClusterConfig, capacities: &[Capacity]) -> Lack {

@@ -78,8 +78,10 @@ impl Member {
         Some(Candidate {
             member: self.id,
             memory_bytes: offer.memory_bytes,
+            host_expert_bytes: offer.host_expert_bytes,
             speed: offer.memory_bytes_per_s,
             experts_only: offer.experts_only,
+            kv_dtypes: offer.kv_dtypes.clone(),
             before: self.before,
         })
     }

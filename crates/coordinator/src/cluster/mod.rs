@@ -24,7 +24,7 @@ mod service;
 mod status;
 
 pub use config::{
-    BalanceRule, ClusterConfig, ClusterConfigError, ModelFacts, RoomRule, SplitFacts, Timeouts,
+    BalanceRule, ClusterConfig, ClusterConfigError, ModelFacts, PageBytes, RoomRule, SplitFacts, Timeouts,
 };
 pub use draft::Lack;
 pub use driver::{Cluster, Connection};
@@ -40,7 +40,9 @@ pub use status::{
 /// 100 bytes alone and 60 in a group of two.
 #[cfg(test)]
 pub(crate) fn test_config(tensor_parallel_size: u32, data_parallel_size: u32) -> ClusterConfig {
-    let split = |dense_bytes| SplitFacts { dense_bytes, full_page_bytes: 2, sliding_page_bytes: 1 };
+    let page = |bytes| PageBytes { f32: bytes, bf16: bytes, fp8: bytes };
+    let split =
+        |dense_bytes| SplitFacts { dense_bytes, full_page_bytes: page(2), sliding_page_bytes: page(1) };
     ClusterConfig {
         tensor_parallel_size,
         data_parallel_size,
@@ -61,7 +63,10 @@ pub(crate) fn test_config(tensor_parallel_size: u32, data_parallel_size: u32) ->
             min_full_blocks: 8,
             max_full_blocks: 64,
             kv_cache_bytes: None,
+            max_bytes_by_default: u64::MAX,
         },
+        dense_dtype: chorale_plan::DenseFormat::Bf16,
+        kv_dtype: None,
         exchange: chorale_plan::ExchangeOptions {
             timeout_ms: 2000,
             dispatch: chorale_plan::RowFormat::F32,

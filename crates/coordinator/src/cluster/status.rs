@@ -1,7 +1,7 @@
 //! What people and probes see of a cluster: plain data.
 
 use super::draft::Lack;
-use chorale_plan::{Epoch, Pulse, Rank, Shape, StepReport};
+use chorale_plan::{Carrier, Epoch, Pulse, Rank, Shape, StepReport};
 use std::cmp::Reverse;
 use std::sync::Arc;
 
@@ -21,8 +21,12 @@ pub struct ClusterStatus {
     pub wanted_data_parallel_size: u32,
     /// The shape, while there is a membership.
     pub shape: Option<Shape>,
-    /// How rows travel.
+    /// How frames travel.
     pub transport: String,
+    /// By what ranks exchange rows, while there is a membership.
+    pub carrier: Option<Carrier>,
+    /// Times that NCCL failed, where no rank did.
+    pub num_carrier_failures: u64,
     /// The placement's version.
     pub placement: u32,
     /// Placements that were taken into use to balance loads, since the start.

@@ -149,8 +149,8 @@ fn check_memory(assignment: &Assignment, config: &ClusterConfig, memory: u64) {
         let split = config.model.splits[shape.tensor_parallel_size as usize - 1];
         let room = assignment.room;
         needed += split.dense_bytes
-            + u64::from(room.num_full_blocks) * split.full_page_bytes
-            + u64::from(room.num_sliding_blocks) * split.sliding_page_bytes;
+            + u64::from(room.num_full_blocks) * split.full_page_bytes.of(room.kv_dtype)
+            + u64::from(room.num_sliding_blocks) * split.sliding_page_bytes.of(room.kv_dtype);
     } else {
         needed += config.model.experts_only_bytes;
         assert_eq!(assignment.room.num_full_blocks, 0);

@@ -114,7 +114,8 @@ impl Simulation {
         let step = self.draw.below(200);
         let reason = "nonsense".to_owned();
         let is_present = epoch == self.membership.epoch();
-        let message = match self.draw.below(10) {
+        let message = match self.draw.below(11) {
+            10 => FromWorker::CarrierFailed { epoch, step: (step > 99).then_some(step), reason },
             0 => FromWorker::Lost { epoch, step, blamed: Some(rank), reason },
             1 => FromWorker::Unable { epoch, blamed: Some(rank), reason },
             2 => FromWorker::Unable { epoch, blamed: None, reason },

@@ -3,7 +3,7 @@
 use crate::worker::Work;
 use crate::world::{EXCHANGE_MS, Next, Simulation};
 use chorale_coordinator::cluster::{Event, MemberId};
-use chorale_plan::{Epoch, FromWorker, Offer, PROTOCOL, Pulse, StepOutput, StepReport, ToWorker};
+use chorale_plan::{Epoch, FromWorker, KvFormat, Offer, PROTOCOL, Pulse, StepOutput, StepReport, ToWorker};
 
 impl Simulation {
     pub(crate) fn arrive_at_worker(&mut self, index: usize, message: ToWorker) {
@@ -66,6 +66,8 @@ impl Simulation {
             memory_bytes_per_s: worker.speed,
             experts_only: worker.experts_only,
             nccl: None,
+            kv_dtypes: vec![KvFormat::F32, KvFormat::Bf16, KvFormat::Fp8],
+            host_expert_bytes: 0,
         };
         self.checks.open.insert(member);
         self.tell(Event::Connected { member });

@@ -5,10 +5,10 @@ use crate::checks::Checks;
 use crate::draw::Draw;
 use crate::worker::{Partitions, Worker};
 use chorale_coordinator::cluster::{
-    Action, BalanceRule, ClusterConfig, ClusterState, Event, MemberId, Membership, ModelFacts, RoomRule,
-    SplitFacts, Timeouts,
+    Action, BalanceRule, ClusterConfig, ClusterState, Event, MemberId, Membership, ModelFacts, PageBytes,
+    RoomRule, SplitFacts, Timeouts,
 };
-use chorale_plan::{Epoch, ExchangeOptions, FromWorker, RowFormat, StepPlan, ToWorker};
+use chorale_plan::{DenseFormat, Epoch, ExchangeOptions, FromWorker, RowFormat, StepPlan, ToWorker};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
@@ -86,7 +86,9 @@ pub(crate) struct Simulation {
 }
 
 fn config(draw: &mut Draw) -> ClusterConfig {
-    let split = |dense_bytes| SplitFacts { dense_bytes, full_page_bytes: 2, sliding_page_bytes: 1 };
+    let page = |bytes| PageBytes { f32: bytes, bf16: bytes, fp8: bytes };
+    let split =
+        |dense_bytes| SplitFacts { dense_bytes, full_page_bytes: page(2), sliding_page_bytes: page(1) };
     ClusterConfig {
         tensor_parallel_size: 1 + draw.below(2) as u32,
         data_parallel_size: 1 + draw.below(2) as u32,
@@ -107,7 +109,10 @@ fn config(draw: &mut Draw) -> ClusterConfig {
             min_full_blocks: 8,
             max_full_blocks: 64,
             kv_cache_bytes: None,
+            max_bytes_by_default: u64::MAX,
         },
+        dense_dtype: DenseFormat::Bf16,
+        kv_dtype: None,
         exchange: ExchangeOptions {
             timeout_ms: EXCHANGE_MS as u32,
             dispatch: RowFormat::F32,
@@ -140,7 +145,7 @@ fn some_workers(draw: &mut Draw, num_workers: usize, num_wanted: usize) -> Vec<W
 /// Whether the wanted shape fits when all are there.
 fn fits(config: &ClusterConfig, workers: &[Worker], num_wanted: usize) -> bool {
     let split = config.model.splits[config.tensor_parallel_size as usize - 1];
-    let attention = split.dense_bytes + 4 * split.sliding_page_bytes + 8 * split.full_page_bytes;
+    let attention = split.dense_bytes + 4 * split.sliding_page_bytes.f32 + 8 * split.full_page_bytes.f32;
     // As if all ran attention: then it fits whoever sits where.
     let room = |worker: &Worker| (worker.memory_bytes.saturating_sub(attention) / 20).min(6);
     workers.iter().map(room).sum::<u64>() >= 6

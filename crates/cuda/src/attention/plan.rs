@@ -4,10 +4,17 @@
 //! there are few, their keys are split among several blocks, whose results are
 //! merged in a fixed order. How a slice is cut follows from the slice alone, so
 //! that its rows get the same whatever else is in the step.
+//!
+//! A batch-invariant device gives its rows the same however the sequence is cut
+//! into slices: the kernel for many rows takes them all, and where keys are cut,
+//! into tiles and splits, is a matter of their positions. It reads for few rows
+//! what the other one would, and multiplies more, which hides behind the reading;
+//! what long prompts are split for is where it costs time.
 
 use crate::batch::{Descriptor, SliceRecord};
+use crate::options::CudaOptions;
 use bytemuck::{Pod, Zeroable};
-use chorale_device::{Columns, KvShape, Table};
+use chorale_device::{BatchLimits, Columns, KvShape, Table};
 use std::cmp::Reverse;
 
 /// Rows of the decode kernel's tile: query tokens times the heads of a group.
@@ -24,9 +31,9 @@ const DECODE_SPLIT_KEYS_MIN: u32 = 256;
 const PREFILL_UNITS_MIN: u32 = 128;
 const PREFILL_SPLIT_KEYS_MIN: u32 = 1024;
 const PREFILL_SPLITS_MAX: u32 = 8;
-/// Rows of partial results, of 264 bytes each, that one launch may have. 256
-/// decoding sequences of 8 key and value heads with groups of 8 fit at any length.
-const PARTIAL_ROWS_MAX: u32 = 1 << 19;
+/// Keys of a batch-invariant split, at the least: in fewer blocks one sequence
+/// would not keep a GPU busy, in more a prompt's partial results would.
+const INVARIANT_SPLIT_KEYS_MIN: u32 = 512;
 /// A unit is a tile's number and this many bits of a split's.
 const SPLIT_BITS: u32 = 8;
 
@@ -57,7 +64,7 @@ struct Tile {
     table_first: u32,
     partial: u32,
     counter: u32,
-    pad: u32,
+    first: u32,
 }
 
 /// The work on layers of one kind, and what else follows from the step.
@@ -71,6 +78,7 @@ pub(crate) struct Plan {
     pub(super) num_partials: u32,
     /// Counters of splits at a time.
     pub(super) num_counters: u32,
+    pub(super) options: CudaOptions,
     /// Heads, positions of a page, and the window: what it was made for.
     pub(super) shape: Shape,
 }
@@ -147,12 +155,12 @@ impl Plan {
     pub(crate) fn new(
         columns: &Columns,
         records: &[SliceRecord],
-        kv: &KvShape,
+        (kv, options): (&KvShape, CudaOptions),
         room: u32,
         descriptor: &mut Descriptor,
     ) -> Self {
         let shape = Shape::of(kv);
-        let mut plan = Self { shape, ..Self::default() };
+        let mut plan = Self { shape, options, ..Self::default() };
         if shape.has_full {
             let spans = columns.slices.iter().zip(records).map(|(slice, record)| {
                 let span =
@@ -193,9 +201,10 @@ impl Plan {
         let mut rounds = Vec::new();
         let mut gathered = Gathered::default();
         for span in spans {
-            for (tile, is_decode) in span.tiles(&shape) {
+            for (tile, is_decode) in span.tiles(&shape, self.options.batch_invariant) {
                 let partials = tile.num_partials(&shape);
-                if gathered.num_partials + partials > PARTIAL_ROWS_MAX {
+                let is_full = gathered.num_partials + partials > self.options.partial_rows_max;
+                if is_full && !gathered.tiles.is_empty() {
                     let full = std::mem::take(&mut gathered);
                     rounds.push(self.close(full, room, rounds.is_empty(), descriptor));
                 }
@@ -245,17 +254,27 @@ impl Span<'_> {
     }
 
     /// The slice's tiles, and whether they are the decode kernel's.
-    fn tiles(&self, shape: &Shape) -> impl Iterator<Item = (Tile, bool)> {
+    fn tiles(&self, shape: &Shape, is_invariant: bool) -> Vec<(Tile, bool)> {
         let record = self.record;
-        let is_decode = record.num_rows * shape.group <= DECODE_ROWS;
+        let is_decode = !is_invariant && record.num_rows * shape.group <= DECODE_ROWS;
         let tile_tokens = if is_decode { DECODE_ROWS } else { PREFILL_ROWS } / shape.group;
         let num_units = record.num_rows.div_ceil(tile_tokens) * shape.num_kv_heads;
-        (0..record.num_rows).step_by(tile_tokens as usize).map(move |token| {
-            let num_tokens = tile_tokens.min(record.num_rows - token);
+        let mut tiles = Vec::with_capacity(record.num_rows.div_ceil(tile_tokens) as usize);
+        let mut token = 0;
+        while token < record.num_rows {
             let position = record.first_position + token;
-            let (begin, end) = (oldest(position, self.window), position + num_tokens);
-            let split_keys =
-                if is_decode { decode_split(end - begin) } else { prefill_split(end - begin, num_units) };
+            let mut num_tokens = tile_tokens.min(record.num_rows - token);
+            if is_invariant && self.window.is_none() {
+                num_tokens = num_tokens.min(invariant_split(position).1 - position);
+            }
+            let (first, end) = (oldest(position, self.window), position + num_tokens);
+            let begin = if is_invariant { first / KEY_TILE * KEY_TILE } else { first };
+            let split_keys = match (is_invariant, is_decode) {
+                (true, _) if self.window.is_some() => (end - begin).next_multiple_of(KEY_TILE),
+                (true, _) => invariant_split(position).0,
+                (false, true) => decode_split(end - begin),
+                (false, false) => prefill_split(end - begin, num_units),
+            };
             let tile = Tile {
                 row: record.first_row + token,
                 num_tokens,
@@ -268,11 +287,56 @@ impl Span<'_> {
                 table_first: self.table_first,
                 partial: 0,
                 counter: 0,
-                pad: 0,
+                first,
             };
-            (tile, is_decode)
-        })
+            tiles.push((tile, is_decode));
+            token += num_tokens;
+        }
+        tiles
     }
+}
+
+/// The keys of a split for a query at this position of a layer without a window,
+/// and the first position for which it is not so: there tiles end, too. The first
+/// positions have one split, and so no partial results; the others up to
+/// `SPLITS_MAX`. Layers with a window are not split, for theirs would be at places
+/// that depend on the slice.
+fn invariant_split(position: u32) -> (u32, u32) {
+    let mut split_keys = INVARIANT_SPLIT_KEYS_MIN;
+    if position < split_keys {
+        return (split_keys, split_keys);
+    }
+    while position / SPLITS_MAX >= split_keys {
+        split_keys *= 2;
+    }
+    (split_keys, split_keys.saturating_mul(SPLITS_MAX))
+}
+
+/// Rows of partial results that a step takes at most.
+pub(super) fn partials_max(limits: BatchLimits, kv: &KvShape, options: CudaOptions) -> usize {
+    let shape = Shape::of(kv);
+    let splits = |keys: usize| keys.div_ceil(DECODE_SPLIT_KEYS_MIN as usize).min(SPLITS_MAX as usize);
+    let full = if shape.has_full { splits(kv.num_full_blocks * kv.block_size) } else { 0 };
+    let sliding = shape.window.map_or(0, |window| splits(window as usize + PREFILL_ROWS as usize));
+    let most = full.max(sliding);
+    if most <= 1 {
+        return 0;
+    }
+    // However small the limit, a tile is done at once.
+    let (tokens, heads) = (PREFILL_ROWS as usize, shape.num_kv_heads as usize);
+    let at_once = (options.partial_rows_max as usize).max(tokens * heads * most);
+    (limits.max_rows * shape.group as usize * heads).saturating_mul(most).min(at_once)
+}
+
+/// Words of a step's work at most, on layers of both kinds, if it takes one round.
+pub(crate) fn work_words_max(limits: BatchLimits, kv: &KvShape) -> usize {
+    let shape = Shape::of(kv);
+    // A tile for each of the heads' rows that do not fill one, in slices and splits.
+    let rows_each = (PREFILL_ROWS / shape.group) as usize;
+    let tiles = limits.max_slices + limits.max_rows.div_ceil(rows_each);
+    let keys = kv.num_full_blocks.max(kv.num_sliding_blocks) * kv.block_size;
+    let splits = keys.div_ceil(DECODE_SPLIT_KEYS_MIN as usize).clamp(1, SPLITS_MAX as usize);
+    2 * tiles * (size_of::<Tile>() / size_of::<u32>() + splits)
 }
 
 /// The first key that a query sees.

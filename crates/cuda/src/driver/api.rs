@@ -37,6 +37,8 @@ functions! { Api, cudarc::driver::sys, sys::CUresult:
     cuEventDestroy_v2(event: sys::CUevent);
     cuEventRecord(event: sys::CUevent, stream: sys::CUstream);
     cuEventSynchronize(event: sys::CUevent);
+    cuEventQuery(event: sys::CUevent);
+    cuStreamWaitEvent(stream: sys::CUstream, event: sys::CUevent, flags: c_uint);
     cuEventElapsedTime_v2(milliseconds: *mut f32, start: sys::CUevent, end: sys::CUevent);
 
     cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
@@ -46,7 +48,13 @@ functions! { Api, cudarc::driver::sys, sys::CUresult:
     cuMemFreeHost(pointer: *mut c_void);
     cuMemcpyHtoDAsync_v2(to: sys::CUdeviceptr, from: *const c_void, bytes: usize, stream: sys::CUstream);
     cuMemcpyDtoHAsync_v2(to: *mut c_void, from: sys::CUdeviceptr, bytes: usize, stream: sys::CUstream);
-    cuMemcpyDtoDAsync_v2(to: sys::CUdeviceptr, from: sys::CUdeviceptr, bytes: usize, stream: sys::CUstream);
+    cuMemcpyAsync(to: sys::CUdeviceptr, from: sys::CUdeviceptr, bytes: usize, stream: sys::CUstream);
+
+    cuDeviceCanAccessPeer(can: *mut c_int, device: sys::CUdevice, peer: sys::CUdevice);
+    cuCtxEnablePeerAccess(peer: sys::CUcontext, flags: c_uint);
+    cuIpcGetMemHandle(handle: *mut sys::CUipcMemHandle, address: sys::CUdeviceptr);
+    cuIpcOpenMemHandle_v2(address: *mut sys::CUdeviceptr, handle: sys::CUipcMemHandle, flags: c_uint);
+    cuIpcCloseMemHandle(address: sys::CUdeviceptr);
 
     cuModuleLoadData(module: *mut sys::CUmodule, image: *const c_void);
     cuModuleUnload(module: sys::CUmodule);

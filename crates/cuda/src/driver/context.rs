@@ -11,6 +11,9 @@ use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::{Arc, OnceLock};
 
+/// CUDA's code for what is not done yet.
+const NOT_READY: u32 = 600;
+
 /// The primary context of a device, with the one stream that all work goes to.
 pub(super) struct Context {
     driver: &'static Loaded,
@@ -48,6 +51,11 @@ impl Context {
     /// The stream, for calls.
     pub(super) fn stream(&self) -> sys::CUstream {
         self.stream
+    }
+
+    /// Whose context it is.
+    pub(super) fn device(&self) -> sys::CUdevice {
+        self.device
     }
 
     /// Calls CUDA on this thread. A refusal is the context's last word.
@@ -135,8 +143,29 @@ impl Event {
 
     /// Moves it to behind all that is enqueued.
     pub(super) fn record(&self) -> Result<(), GpuError> {
+        self.record_on(self.context.stream)
+    }
+
+    /// Moves it to behind all that is enqueued on a stream of the context.
+    pub(super) fn record_on(&self, stream: sys::CUstream) -> Result<(), GpuError> {
         // SAFETY: both live.
-        self.context.call(|api| unsafe { api.cuEventRecord(self.raw, self.context.stream) })
+        self.context.call(|api| unsafe { api.cuEventRecord(self.raw, stream) })
+    }
+
+    /// What is enqueued on a stream of the context from now on waits for it.
+    pub(super) fn hold(&self, stream: sys::CUstream) -> Result<(), GpuError> {
+        // SAFETY: both live.
+        self.context.call(|api| unsafe { api.cuStreamWaitEvent(stream, self.raw, 0) })
+    }
+
+    /// True if its stream is past it; does not wait.
+    pub(super) fn is_past(&self) -> Result<bool, GpuError> {
+        // SAFETY: it lives.
+        match self.context.attempt(|api| unsafe { api.cuEventQuery(self.raw) })? {
+            Ok(()) => Ok(true),
+            Err(refused) if refused.code == NOT_READY => Ok(false),
+            Err(refused) => Err(self.context.fail(refused)),
+        }
     }
 
     /// Waits until the stream is past it. One that was never recorded is past.

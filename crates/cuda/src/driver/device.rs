@@ -4,18 +4,23 @@
 
 use super::api::loaded;
 use super::arrivals::Arrivals;
+use super::aside::Aside;
 use super::context::{Context, Event};
 use super::functions::Refused;
 use super::graphs::Counters;
 use super::kernels::{Functions, Kernels};
 use super::launching::Launching;
+use super::peers;
 use super::probe::find;
 use super::staging::Staging;
-use crate::gpu::{Arriving, Facts, Gpu, GpuError, TensorMap};
+use crate::gpu::{Arriving, Facts, Gpu, GpuError, Point, TensorMap, Transfer};
 use crate::launch::Launches;
+use crate::peers::{Exposed, Offer, Reached};
 use cudarc::driver::sys;
+use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
+use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// CUDA's code for memory that is not there.
@@ -54,9 +59,14 @@ pub struct Driver {
 struct State {
     launching: Launching,
     staging: Staging,
+    aside: Aside,
     /// Memory that is given back when the stream is known to be past it: asking
     /// CUDA for that any earlier would wait.
     dead: Vec<u64>,
+    /// The same of the host.
+    dead_of_host: Vec<u64>,
+    /// The same of other things.
+    dead_things: Vec<Box<dyn Send>>,
 }
 
 /// A point in the work of a GPU.
@@ -73,7 +83,10 @@ impl Driver {
         let state = State {
             launching: Launching::new(&context, options.with_graphs),
             staging: Staging::new(&context)?,
+            aside: Aside::new(&context),
             dead: Vec::new(),
+            dead_of_host: Vec::new(),
+            dead_things: Vec::new(),
         };
         Ok(Arc::new(Self {
             facts,
@@ -87,6 +100,12 @@ impl Driver {
     /// The names of the kernels that it can launch, in order.
     pub fn kernels(&self) -> Vec<&str> {
         self.functions.names()
+    }
+
+    /// Whether lists of launches that come again are replayed as graphs from now on.
+    /// For measurements: it forgets those that there are.
+    pub fn use_graphs(&self, on: bool) {
+        self.state().launching.use_graphs(on);
     }
 
     /// How launches were made so far.
@@ -115,10 +134,16 @@ impl Driver {
     /// Waits for all that is enqueued, after which the dead can be buried.
     fn wait_and_bury(&self, state: &mut State) -> Result<(), GpuError> {
         self.context.wait()?;
+        state.aside.wait()?;
         for address in state.dead.drain(..) {
             // SAFETY: it was allocated, and nothing uses it any more.
             self.context.call(|api| unsafe { api.cuMemFree_v2(address) })?;
         }
+        for address in state.dead_of_host.drain(..) {
+            // SAFETY: as above.
+            self.context.call(|api| unsafe { api.cuMemFreeHost(address as *mut c_void) })?;
+        }
+        state.dead_things.clear();
         Ok(())
     }
 
@@ -135,6 +160,19 @@ impl Driver {
         // SAFETY: it writes one address.
         match self.context.attempt(|api| unsafe { api.cuMemAlloc_v2(&raw mut address, len) })? {
             Ok(()) => Ok(Some(address)),
+            Err(refused) if refused.code == OUT_OF_MEMORY => Ok(None),
+            Err(refused) => Err(self.context.fail(refused)),
+        }
+    }
+
+    /// Memory of the host, or `None` if there is none. Its address is the same for
+    /// the GPU, as of all memory that CUDA pins without write-combining.
+    fn try_alloc_host(&self, len: usize) -> Result<Option<u64>, GpuError> {
+        let mut pointer: *mut c_void = null_mut();
+        let flags = sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP;
+        // SAFETY: it writes one pointer.
+        match self.context.attempt(|api| unsafe { api.cuMemHostAlloc(&raw mut pointer, len, flags) })? {
+            Ok(()) => Ok(Some(pointer as u64)),
             Err(refused) if refused.code == OUT_OF_MEMORY => Ok(None),
             Err(refused) => Err(self.context.fail(refused)),
         }
@@ -181,7 +219,11 @@ impl Gpu for Driver {
         let mut state = self.state();
         // SAFETY: the caller's.
         unsafe { self.arrivals.download(from, bytes) }?;
-        if state.dead.is_empty() { Ok(()) } else { self.wait_and_bury(&mut state) }
+        if state.dead.is_empty() && state.dead_of_host.is_empty() && state.dead_things.is_empty() {
+            Ok(())
+        } else {
+            self.wait_and_bury(&mut state)
+        }
     }
 
     unsafe fn begin_download(&self, from: u64, len: usize) -> Result<Arriving, GpuError> {
@@ -194,7 +236,7 @@ impl Gpu for Driver {
         let _enqueueing = self.state();
         let stream = self.context.stream();
         // SAFETY: the caller's.
-        self.context.call(|api| unsafe { api.cuMemcpyDtoDAsync_v2(to, from, len, stream) })
+        self.context.call(|api| unsafe { api.cuMemcpyAsync(to, from, len, stream) })
     }
 
     fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16], GpuError> {
@@ -245,6 +287,48 @@ impl Gpu for Driver {
     fn bind(&self) -> Result<(), GpuError> {
         // Each call does it again; this one tells early whether it can be done.
         self.context.call(|_| Ok(()))
+    }
+
+    fn alloc_host(&self, len: usize) -> Result<u64, GpuError> {
+        if let Some(address) = self.try_alloc_host(len)? {
+            return Ok(address);
+        }
+        self.wait_and_bury(&mut self.state())?;
+        self.try_alloc_host(len)?.ok_or(GpuError::OutOfHostMemory { bytes: len })
+    }
+
+    unsafe fn free_host(&self, address: u64, _len: usize) {
+        self.state().dead_of_host.push(address);
+    }
+
+    fn point(&self) -> Result<Point, GpuError> {
+        self.state().aside.point()
+    }
+
+    unsafe fn copy_aside(&self, after: Point, copies: &[Transfer]) -> Result<Point, GpuError> {
+        // SAFETY: the caller's.
+        unsafe { self.state().aside.copy(after, copies) }
+    }
+
+    fn follow(&self, point: Point) -> Result<(), GpuError> {
+        self.state().aside.follow(point)
+    }
+
+    fn is_past(&self, point: Point) -> Result<bool, GpuError> {
+        self.state().aside.is_past(point)
+    }
+
+    fn expose(&self, address: u64) -> Result<Exposed, GpuError> {
+        peers::expose(&self.context, address)
+    }
+
+    unsafe fn reach(&self, offer: &Offer) -> Result<Box<dyn Reached>, GpuError> {
+        // SAFETY: the caller's.
+        unsafe { peers::reach(&self.context, offer) }
+    }
+
+    fn drop_later(&self, thing: Box<dyn Send>) {
+        self.state().dead_things.push(thing);
     }
 }
 

@@ -48,6 +48,10 @@ impl Launching {
         Self { context: Arc::clone(context), graphs, counters: Counters::default() }
     }
 
+    pub(super) fn use_graphs(&mut self, on: bool) {
+        self.graphs = on.then(Graphs::new);
+    }
+
     pub(super) fn counters(&self) -> Counters {
         self.counters
     }

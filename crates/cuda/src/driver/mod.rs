@@ -1,12 +1,13 @@
 //! [`Gpu`](crate::Gpu) over CUDA's driver: the only part that needs one, and
 //! that at run time only.
 //!
-//! Deliberately absent: CUDA's runtime and its libraries. All there is is one
-//! stream of one context, and kernels of our own.
+//! Deliberately absent: CUDA's runtime and its libraries. All there is is a
+//! stream of one context, another for copies beside it, and kernels of our own.
 
 mod absence;
 mod api;
 mod arrivals;
+mod aside;
 mod context;
 mod device;
 mod functions;
@@ -14,6 +15,7 @@ mod graphs;
 mod kernels;
 mod launching;
 mod nvrtc;
+mod peers;
 mod probe;
 mod staging;
 

@@ -1,9 +1,11 @@
 //! Experts in the layout of kernels/mxfp4.cuh, in slots of large memories.
 //!
 //! The driver rounds an allocation up to 2 MiB, so the experts that are made
-//! together share one. Regrouping shares the slots of those that stay.
+//! together share one. Regrouping shares the slots of those that stay. A slab
+//! may be the host's: kernels read what is there as they read their own memory.
 
-use crate::gpu::GpuError;
+use super::table::Table;
+use crate::gpu::{GpuError, Transfer};
 use crate::launch::Kernel;
 use crate::memory::Memory;
 use crate::stream::Stream;
@@ -58,7 +60,7 @@ pub(super) struct Layout {
     pub(super) intermediate: usize,
     pub(super) gate_up: PackedMatrix,
     pub(super) down: PackedMatrix,
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 impl Layout {
@@ -66,6 +68,11 @@ impl Layout {
         let (hidden, intermediate) = (source.down.rows, source.down.cols);
         assert_eq!(source.gate_up.rows, 2 * intermediate, "a gate and an up for each input of down");
         assert_eq!(source.gate_up.cols, hidden, "experts read and write the residual's width");
+        Self::of(hidden, intermediate)
+    }
+
+    /// An expert of that geometry.
+    pub(super) fn of(hidden: usize, intermediate: usize) -> Self {
         assert!(
             hidden.is_multiple_of(BLOCK) && intermediate.is_multiple_of(BLOCK),
             "MXFP4 rows are whole blocks"
@@ -98,14 +105,42 @@ impl PackedMatrix {
     }
 }
 
-/// Memory for several experts.
-struct Slab {
+/// Memory for several things of one size.
+pub(super) struct Slab {
     memory: Memory,
     slot_bytes: usize,
+    num_slots: usize,
     free: Mutex<Vec<usize>>,
 }
 
-/// One expert's place in a slab, free again when it is dropped.
+impl Slab {
+    /// `memory` in slots, all free.
+    pub(super) fn new(memory: Memory, slot_bytes: usize) -> Arc<Self> {
+        let num_slots = memory.len() / slot_bytes;
+        let free = Mutex::new((0..num_slots).rev().collect());
+        Arc::new(Self { memory, slot_bytes, num_slots, free })
+    }
+
+    /// A slot that is free.
+    pub(super) fn take(self: &Arc<Self>) -> Option<Slot> {
+        let index = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        Some(Slot { slab: Arc::clone(self), index })
+    }
+
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    pub(super) fn num_slots(&self) -> usize {
+        self.num_slots
+    }
+
+    pub(super) fn num_free(&self) -> usize {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+/// One thing's place in a slab, free again when it is dropped.
 pub(super) struct Slot {
     slab: Arc<Slab>,
     index: usize,
@@ -113,7 +148,20 @@ pub(super) struct Slot {
 
 impl Slot {
     pub(super) fn address(&self) -> u64 {
-        self.slab.memory.address() + (self.index * self.slab.slot_bytes) as u64
+        self.slab.memory.address() + self.offset() as u64
+    }
+
+    /// From where its slab begins.
+    pub(super) fn offset(&self) -> usize {
+        self.index * self.slab.slot_bytes
+    }
+
+    pub(super) fn slab(&self) -> &Arc<Slab> {
+        &self.slab
+    }
+
+    pub(super) fn is_on_gpu(&self) -> bool {
+        self.slab.memory.is_on_gpu()
     }
 }
 
@@ -123,26 +171,23 @@ impl Drop for Slot {
     }
 }
 
-/// Slots for `count` experts: in what is free beside those that are held, then
-/// in a new slab.
+/// Slots on the GPU for `count` experts: in what is free beside those that are
+/// held, then in a new slab.
 pub(super) fn take_slots(
     stream: &Stream,
     layout: &Layout,
-    held: &[Arc<Slot>],
+    held: Option<&Table>,
     count: usize,
-) -> Result<Vec<Arc<Slot>>, GpuError> {
+) -> Result<Vec<Slot>, GpuError> {
     let mut slots = Vec::with_capacity(count);
-    for slab in held.iter().map(|slot| &slot.slab) {
-        let mut free = slab.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let missing = count - slots.len();
-        let start = free.len() - missing.min(free.len());
-        slots.extend(free.drain(start..).map(|index| Arc::new(Slot { slab: Arc::clone(slab), index })));
+    for expert in held.map_or(&[][..], |held| &held.experts) {
+        let slab = Arc::clone(expert.state().slot.slab());
+        slots.extend(std::iter::from_fn(|| slab.take()).take(count - slots.len()));
     }
     let missing = count - slots.len();
     if missing > 0 {
-        let memory = stream.alloc(missing * layout.bytes)?;
-        let slab = Arc::new(Slab { memory, slot_bytes: layout.bytes, free: Mutex::default() });
-        slots.extend((0..missing).map(|index| Arc::new(Slot { slab: Arc::clone(&slab), index })));
+        let slab = Slab::new(stream.alloc(missing * layout.bytes)?, layout.bytes);
+        slots.extend(std::iter::from_fn(|| slab.take()));
     }
     Ok(slots)
 }
@@ -153,7 +198,7 @@ pub(super) fn pack(
     stream: &mut Stream,
     layout: &Layout,
     source: &ExpertsSource,
-    slots: &[Arc<Slot>],
+    slots: &[Slot],
 ) -> Result<(), GpuError> {
     assert_eq!(source.gate_up.experts.len(), source.down.experts.len(), "two matrices for each expert");
     if slots.is_empty() {
@@ -161,12 +206,22 @@ pub(super) fn pack(
     }
     let room = Staged::new(&source.gate_up).bytes.max(Staged::new(&source.down).bytes);
     let staging = stream.alloc(room)?;
+    // What goes to the host is packed here first.
+    let bounce = match slots.iter().all(Slot::is_on_gpu) {
+        true => None,
+        false => Some(stream.alloc(layout.bytes)?),
+    };
     for ((slot, gate_up), down) in slots.iter().zip(&source.gate_up.experts).zip(&source.down.experts) {
+        let bounce = bounce.as_ref().filter(|_| !slot.is_on_gpu());
+        let packed = bounce.map_or(slot.address(), Memory::address);
         let mut pack = |source, part, matrix, interleaved| {
-            Staged::new(source).pack(stream, &staging, part, (slot.address(), matrix, interleaved))
+            Staged::new(source).pack(stream, &staging, part, (packed, matrix, interleaved))
         };
         pack(&source.gate_up, gate_up, layout.gate_up, true)?;
         pack(&source.down, down, layout.down, false)?;
+        if bounce.is_some() {
+            stream.copy(Transfer { from: packed, to: slot.address(), len: layout.bytes })?;
+        }
     }
     Ok(())
 }

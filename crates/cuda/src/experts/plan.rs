@@ -4,6 +4,7 @@ use super::packed::PackedMatrix;
 use crate::gpu::Facts;
 use crate::groups::Grouped;
 use crate::launch::Kernel;
+use crate::options::CudaOptions;
 use crate::stream::Stream;
 use bytemuck::{Pod, Zeroable};
 
@@ -121,7 +122,7 @@ impl Tiled {
 impl Product<'_> {
     pub(super) fn launch(&self, stream: &mut Stream, grouped: &Grouped) {
         let splits_log = splits_log(self.weights);
-        let shape = self.shape(stream.facts(), grouped, splits_log);
+        let shape = self.shape((stream.facts(), stream.options()), grouped, splits_log);
         let args = ExpertsArgs {
             experts: self.experts,
             input: self.input.0,
@@ -147,7 +148,10 @@ impl Product<'_> {
         stream.launch(kernel, shape.grid, shape.shared_bytes as u32, &args);
     }
 
-    fn shape(&self, facts: &Facts, grouped: &Grouped, splits_log: u32) -> Shape {
+    /// All kernels add in the same order, but whether wgmma rounds as mma does is
+    /// nowhere said: a batch-invariant layer, which may have one row for an expert
+    /// or thousands, does without wgmma. That costs time where there are many.
+    fn shape(&self, (facts, options): (&Facts, CudaOptions), grouped: &Grouped, splits_log: u32) -> Shape {
         let max_tiles = grouped.max_tiles as u32;
         let is_spread = grouped.tiles == 0;
         let few_bytes = self.few_shared_bytes(grouped, if is_spread { splits_log } else { 0 });
@@ -160,7 +164,7 @@ impl Product<'_> {
         }
         let row_blocks = self.weights.row_tiles.div_ceil(BLOCK_TILES);
         let hopper = HOPPER.iter().find(|tiled| grouped.tile_slots == tiled.tokens);
-        if let Some(tiled) = hopper.filter(|_| facts.is_hopper()) {
+        if let Some(tiled) = hopper.filter(|_| facts.is_hopper() && !options.batch_invariant) {
             // Blocks stay, one on each multiprocessor.
             let grid = [facts.num_sms.min(row_blocks * max_tiles), 1, 1];
             let features = if self.limit.is_some() { COLS } else { 2 * COLS };

@@ -91,6 +91,9 @@ fn has_lists(draw: &Draw) -> bool {
 }
 
 impl Draws {
+    /// Bytes of the descriptor for a draw and its scores.
+    pub(crate) const BYTES_EACH: usize = 2 * size_of::<Job>();
+
     /// What each draw has, as long as there are draws.
     pub(crate) fn describe(draws: &[Draw], _header: &mut Header, descriptor: &mut Descriptor) -> Self {
         let mut jobs = Vec::with_capacity(draws.len() * 2);

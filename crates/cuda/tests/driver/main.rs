@@ -6,7 +6,9 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 #![expect(unsafe_code, reason = "the driver trusts its callers with addresses")]
 
+mod aside;
 mod fake;
+mod peers;
 mod scenarios;
 mod sources;
 
@@ -52,6 +54,15 @@ tests! {
     scenarios::what_fails_once_fails_for_good in Driver();
     scenarios::describes_a_matrix in Driver();
     scenarios::measures_time in Driver();
+    peers::reaches_memory_of_other_gpus in Driver("FAKE_DEVICES": "2");
+    peers::says_that_there_is_no_way in Driver("FAKE_DEVICES": "2", "FAKE_PEERS": "0");
+    aside::copies_run_beside_the_stream in Driver();
+    aside::points_are_past_in_order in Driver();
+    aside::host_memory_that_cannot_be_had_is_no_failure in Driver();
+    aside::host_memory_outlives_the_copies_that_use_it in Driver();
+    aside::a_copy_that_fails_fails_for_good in Driver();
+    aside::a_wait_that_fails_fails_for_good in Driver();
+    aside::a_question_that_fails_fails_for_good in Driver();
     sources::says_that_there_is_no_compiler in Driver();
     sources::compiles_at_the_first_start in DriverAndCompiler();
     sources::says_what_the_compiler_says in DriverAndCompiler();

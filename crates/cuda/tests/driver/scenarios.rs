@@ -24,11 +24,11 @@ const FATBINS: &[(&str, &[u8])] = &[
 ];
 const KERNELS: Kernels<'static> = Kernels { fatbins: FATBINS, sources: &[], headers: &[] };
 
-fn options() -> Options<'static> {
+pub(crate) fn options() -> Options<'static> {
     Options { kernels: KERNELS, ..Options::default() }
 }
 
-fn open() -> Arc<Driver> {
+pub(crate) fn open() -> Arc<Driver> {
     Driver::open(0, &options()).unwrap()
 }
 
@@ -36,14 +36,14 @@ fn refusal() -> String {
     Driver::open(0, &options()).err().unwrap().to_string()
 }
 
-fn upload(gpu: &Driver, bytes: &[u8]) -> u64 {
+pub(crate) fn upload(gpu: &Driver, bytes: &[u8]) -> u64 {
     let address = gpu.alloc(bytes.len()).unwrap();
     // SAFETY: that much was allocated.
     unsafe { gpu.upload(bytes, address) }.unwrap();
     address
 }
 
-fn download(gpu: &Driver, from: u64, len: usize) -> Vec<u8> {
+pub(crate) fn download(gpu: &Driver, from: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     // SAFETY: callers allocated that much.
     unsafe { gpu.download(from, &mut bytes) }.unwrap();
@@ -51,12 +51,12 @@ fn download(gpu: &Driver, from: u64, len: usize) -> Vec<u8> {
 }
 
 /// Numbers that do not repeat after a chunk.
-fn noise(len: usize) -> Vec<u8> {
+pub(crate) fn noise(len: usize) -> Vec<u8> {
     (0..len as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
 }
 
 /// A list that adds 1 to a number as often as it has launches.
-fn additions(address: u64, launches: usize, kernel: Kernel) -> Launches {
+pub(crate) fn additions(address: u64, launches: usize, kernel: Kernel) -> Launches {
     let mut list = Launches::default();
     for _ in 0..launches {
         list.push(kernel, [2, 1, 1], 4096, &AddArgs { address, count: 1, addend: 1 });
@@ -64,7 +64,7 @@ fn additions(address: u64, launches: usize, kernel: Kernel) -> Launches {
     list
 }
 
-fn run(gpu: &Driver, list: &Launches) -> Result<(), GpuError> {
+pub(crate) fn run(gpu: &Driver, list: &Launches) -> Result<(), GpuError> {
     // SAFETY: the kernels get what they take.
     unsafe { gpu.run(list) }
 }
@@ -228,6 +228,17 @@ pub(crate) fn a_list_that_comes_again_is_a_graph() {
     assert_eq!((counters.graphs_made, counters.graphs_replayed, counters.graphs_refused), (1, 2, 0));
     assert_eq!(counters.eager_launches, 14);
 
+    // It may be told to do without, and begins anew when it is told otherwise.
+    gpu.use_graphs(false);
+    run(&gpu, &list).unwrap();
+    gpu.use_graphs(true);
+    for _ in 0..3 {
+        run(&gpu, &list).unwrap();
+    }
+    let counters = gpu.counters();
+    assert_eq!((counters.graphs_made, counters.graphs_replayed, counters.eager_launches), (2, 3, 30));
+
+    drop(gpu);
     let plain = Driver::open(0, &Options { with_graphs: false, ..options() }).unwrap();
     let address = upload(&plain, &[0; 4]);
     let list = additions(address, 8, ADD);

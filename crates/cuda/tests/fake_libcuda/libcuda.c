@@ -18,7 +18,7 @@
 typedef unsigned CUresult;
 typedef unsigned long long u64;
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_CONTEXT = 201,
-       NO_BINARY = 209, CAPTURE_UNSUPPORTED = 900 };
+       NO_BINARY = 209, NOT_READY = 600, CAPTURE_UNSUPPORTED = 900 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static __thread void* current;
@@ -117,39 +117,51 @@ static void release(u64 address, int on_gpu) {
     REQUIRE(!"freed what is not there");
 }
 
-/* --- The stream -------------------------------------------------------------- */
+/* --- The streams ------------------------------------------------------------- */
 
 struct function { char name[64]; size_t args_bytes; int shared, ptx, threads, dynamic, loaded; };
 struct module { int count; struct function functions[64]; };
-struct event { int timed; u64 pending; };
+struct event { int timed; u64 recorded, past; struct stream* on; };
 struct args { u64 address; unsigned count, addend; };
 
-/* One thing that a stream does: a copy, a launch or an event. */
-struct work { void* to; const void* from; size_t bytes; struct event* event; struct function* launched;
-              struct args args; struct work* next; };
-static struct work *first, **last = &first;
-static int stream;  /* its address is the stream */
+/* One thing that a stream does: a copy, a launch, an event or a wait for one. */
+struct work { void* to; const void* from; size_t bytes; struct event* event; struct event* awaited; u64 until;
+              struct function* launched; struct args args; struct work* next; };
+/* The first stream is what kernels run on; there may be a second for copies. */
+struct stream { struct work *first, **last; };
+static struct stream streams[2] = {{NULL, &streams[0].first}, {NULL, &streams[1].first}};
+/* How many handed out are the first stream of their context, and how many are not. */
+static int num_mains, num_asides;
+static struct stream* const main_stream = &streams[0];
 static int capturing;
 struct graph { int count; struct work work[512]; };
 static struct graph* captured;
 
-static void enqueue(struct work work) {
-    if (capturing) {
+static int is_stream(const void* on) {
+    return on == &streams[0] || (on == &streams[1] && num_asides);
+}
+
+static void enqueue_on(struct stream* on, struct work work) {
+    if (capturing && on == main_stream) {
         captured->work[captured->count++] = work;
         return;
     }
-    *last = malloc(sizeof work);
-    **last = work;
-    (*last)->next = NULL;
-    last = &(*last)->next;
+    *on->last = malloc(sizeof work);
+    **on->last = work;
+    (*on->last)->next = NULL;
+    on->last = &(*on->last)->next;
 }
 
-static void run_first(void) {
-    struct work* work = first;
-    first = work->next;
-    if (!first) last = &first;
+static void enqueue(struct work work) { enqueue_on(main_stream, work); }
+
+/* Does what a stream does next, after what that waits for. */
+static void run_first(struct stream* on) {
+    struct work* work = on->first;
+    while (work->awaited && work->awaited->past < work->until) run_first(work->awaited->on);
+    on->first = work->next;
+    if (!on->first) on->last = &on->first;
     if (work->bytes) memcpy(work->to, work->from, work->bytes);
-    if (work->event) work->event->pending--;
+    if (work->event) work->event->past++;
     if (work->launched) {
         REQUIRE(memory_of(work->args.address, 4 * work->args.count, 1));
         for (unsigned i = 0; i < work->args.count; i++) ((unsigned*)work->args.address)[i] += work->args.addend;
@@ -157,9 +169,11 @@ static void run_first(void) {
     free(work);
 }
 
-static void run_all(void) {
-    while (first) run_first();
+static void run_all(struct stream* on) {
+    while (on->first) run_first(on);
 }
+
+static int is_idle(void) { return !streams[0].first && !streams[1].first; }
 
 /* --- Devices ------------------------------------------------------------------ */
 
@@ -230,20 +244,21 @@ CUresult cuMemAlloc_v2(u64* address, size_t bytes) {
 }
 CUresult cuMemFree_v2(u64 address) {
     /* A real driver may wait here; ours is to have waited before. */
-    BEGIN(1) REQUIRE(!first); release(address, 1); END
+    BEGIN(1) REQUIRE(is_idle()); release(address, 1); END
 }
 CUresult cuMemHostAlloc(void** made, size_t bytes, unsigned flags) {
-    (void)flags;
-    BEGIN(1) *made = allocate(bytes, 0); END
+    /* Portable; perhaps for kernels to read; never write-combining, whose address is another. */
+    BEGIN(1) REQUIRE(flags == 1 || flags == 3); *made = allocate(bytes, 0); END
 }
 CUresult cuMemFreeHost(void* pointer) {
     pthread_mutex_lock(&lock);
     struct memory* m = memory_of((u64)pointer, 1, 0);
     REQUIRE(m && m->begin == pointer);
-    for (struct work* work = broken ? NULL : first; work; work = work->next) {
-        REQUIRE((char*)work->to < m->begin || (char*)work->to >= m->begin + m->bytes);
-        REQUIRE((char*)work->from < m->begin || (char*)work->from >= m->begin + m->bytes);
-    }
+    for (int i = 0; i < 2; i++)
+        for (struct work* work = broken ? NULL : streams[i].first; work; work = work->next) {
+            REQUIRE((char*)work->to < m->begin || (char*)work->to >= m->begin + m->bytes);
+            REQUIRE((char*)work->from < m->begin || (char*)work->from >= m->begin + m->bytes);
+        }
     release((u64)pointer, 0);
     pthread_mutex_unlock(&lock);
     return SUCCESS;
@@ -255,30 +270,88 @@ static CUresult copy(u64 to, int to_gpu, u64 from, int from_gpu, size_t bytes) {
     return SUCCESS;
 }
 CUresult cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t bytes, void* on) {
-    BEGIN(1) REQUIRE(on == &stream); result = copy(to, 1, (u64)from, 0, bytes); END
+    BEGIN(1) REQUIRE(on == main_stream); result = copy(to, 1, (u64)from, 0, bytes); END
 }
 CUresult cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, void* on) {
-    BEGIN(1) REQUIRE(on == &stream); result = copy((u64)to, 0, from, 1, bytes); END
+    BEGIN(1) REQUIRE(on == main_stream); result = copy((u64)to, 0, from, 1, bytes); END
 }
-CUresult cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, void* on) {
-    BEGIN(1) REQUIRE(on == &stream); result = copy(to, 1, from, 1, bytes); END
+/* By the addresses: of the GPU, or of pinned memory. */
+CUresult cuMemcpyAsync(u64 to, u64 from, size_t bytes, void* on) {
+    BEGIN(1)
+    REQUIRE(is_stream(on) && bytes);
+    REQUIRE(memory_of(to, bytes, 1) || memory_of(to, bytes, 0));
+    REQUIRE(memory_of(from, bytes, 1) || memory_of(from, bytes, 0));
+    if (capturing && on == main_stream) result = CAPTURE_UNSUPPORTED;
+    else enqueue_on(on, (struct work){.to = (void*)to, .from = (void*)from, .bytes = bytes});
+    END
 }
 
 /* --- Streams and events --------------------------------------------------------- */
 
-CUresult cuStreamCreate(void** made, unsigned flags) { BEGIN(1) REQUIRE(flags == 1); *made = &stream; END }
-CUresult cuStreamDestroy_v2(void* made) { BEGIN(1) REQUIRE(made == &stream && !first); END }
-CUresult cuStreamSynchronize(void* made) { BEGIN(1) REQUIRE(made == &stream); run_all(); END }
+CUresult cuStreamCreate(struct stream** made, unsigned flags) {
+    BEGIN(1)
+    REQUIRE(flags == 1);
+    if (num_mains < retained) { *made = &streams[0]; num_mains++; }
+    else { *made = &streams[1]; num_asides++; }
+    END
+}
+CUresult cuStreamDestroy_v2(struct stream* made) { BEGIN(1) REQUIRE(is_stream(made) && !made->first); made == main_stream ? num_mains-- : num_asides--; END }
+CUresult cuStreamSynchronize(struct stream* made) { BEGIN(1) REQUIRE(is_stream(made)); run_all(made); END }
+CUresult cuStreamWaitEvent(struct stream* on, struct event* event, unsigned flags) {
+    BEGIN(1)
+    REQUIRE(is_stream(on) && !flags && !(capturing && on == main_stream));
+    enqueue_on(on, (struct work){.awaited = event, .until = event->recorded});
+    END
+}
 CUresult cuEventCreate(struct event** made, unsigned flags) {
     BEGIN(1) *made = calloc(1, sizeof **made); (*made)->timed = !(flags & 2); END
 }
-CUresult cuEventDestroy_v2(struct event* event) { BEGIN(1) run_all(); free(event); END }
-CUresult cuEventRecord(struct event* event, void* on) {
-    BEGIN(1) REQUIRE(on == &stream); event->pending++; enqueue((struct work){.event = event}); END
+CUresult cuEventDestroy_v2(struct event* event) { BEGIN(1) run_all(&streams[0]); run_all(&streams[1]); free(event); END }
+CUresult cuEventRecord(struct event* event, struct stream* on) {
+    BEGIN(1)
+    REQUIRE(is_stream(on) && (event->past == event->recorded || event->on == on));
+    event->on = on;
+    event->recorded++;
+    enqueue_on(on, (struct work){.event = event});
+    END
 }
-CUresult cuEventSynchronize(struct event* event) { BEGIN(1) while (event->pending) run_first(); END }
+CUresult cuEventSynchronize(struct event* event) {
+    BEGIN(1) while (event->past < event->recorded) run_first(event->on); END
+}
+/* Whoever asks again and again sees that it gets on. */
+CUresult cuEventQuery(struct event* event) {
+    BEGIN(1)
+    if (event->past < event->recorded) { run_first(event->on); result = NOT_READY; }
+    END
+}
 CUresult cuEventElapsedTime_v2(float* milliseconds, struct event* start, struct event* end) {
-    BEGIN(1) REQUIRE(start->timed && end->timed && !start->pending && !end->pending); *milliseconds = 1.5f; END
+    BEGIN(1)
+    REQUIRE(start->timed && end->timed && start->past == start->recorded && end->past == end->recorded);
+    *milliseconds = 1.5f;
+    END
+}
+
+/* --- Other GPUs ------------------------------------------------------------------- */
+
+static int peer_access;
+CUresult cuDeviceCanAccessPeer(int* can, int device, int peer) {
+    REQUIRE(device != peer);
+    *can = setting("FAKE_PEERS", 1);
+    return SUCCESS;
+}
+CUresult cuCtxEnablePeerAccess(void* peer, unsigned flags) {
+    BEGIN(1) REQUIRE(peer == &context && !flags); if (peer_access++) result = 704; else note("peer access\n"); END
+}
+struct handle { u64 address; char rest[56]; };
+CUresult cuIpcGetMemHandle(struct handle* handle, u64 address) {
+    BEGIN(1) REQUIRE(memory_of(address, 1, 1)); *handle = (struct handle){.address = address}; END
+}
+CUresult cuIpcOpenMemHandle_v2(u64* address, struct handle handle, unsigned flags) {
+    BEGIN(1) REQUIRE(flags == 1 && memory_of(handle.address, 1, 1)); *address = handle.address; note("opened\n"); END
+}
+CUresult cuIpcCloseMemHandle(u64 address) {
+    /* Kernels that are enqueued may still write there. */
+    BEGIN(1) REQUIRE(is_idle() && memory_of(address, 1, 1)); note("let go\n"); END
 }
 
 /* --- Kernels --------------------------------------------------------------------- */
@@ -296,7 +369,7 @@ CUresult cuModuleLoadData(struct module** made, const char* image) {
     *made = module;
     END
 }
-CUresult cuModuleUnload(struct module* module) { BEGIN(1) REQUIRE(!first); free(module); END }
+CUresult cuModuleUnload(struct module* module) { BEGIN(1) REQUIRE(is_idle()); free(module); END }
 CUresult cuModuleGetFunctionCount(unsigned* count, struct module* module) { BEGIN(1) *count = module->count; END }
 CUresult cuModuleEnumerateFunctions(struct function** functions, unsigned count, struct module* module) {
     BEGIN(1) for (unsigned i = 0; i < count; i++) functions[i] = &module->functions[i]; END
@@ -325,7 +398,7 @@ struct attribute { unsigned id, pad; union { char room[64]; int value; } value; 
 struct config { unsigned grid[3], block[3], shared; void* stream; struct attribute* attributes; unsigned count; };
 CUresult cuLaunchKernelEx(const struct config* config, struct function* function, void** arguments, void** extra) {
     BEGIN(1)
-    REQUIRE(config->stream == &stream && !extra && function->loaded);
+    REQUIRE(config->stream == main_stream && !extra && function->loaded);
     REQUIRE(config->block[0] <= (unsigned)function->threads && config->block[1] == 1 && config->block[2] == 1);
     REQUIRE(config->shared <= (unsigned)function->dynamic);
     REQUIRE(config->count == 0 || (config->count == 1 && config->attributes->id == 6 && config->attributes->value.value == 1));
@@ -351,22 +424,22 @@ CUresult cuTensorMapEncodeTiled(u64* map, unsigned kind, unsigned rank, void* ad
 /* --- Graphs ---------------------------------------------------------------------- */
 
 CUresult cuStreamBeginCapture_v2(void* on, unsigned mode) {
-    BEGIN(1) REQUIRE(on == &stream && mode == 1 && !capturing); capturing = 1; captured = calloc(1, sizeof *captured); END
+    BEGIN(1) REQUIRE(on == main_stream && mode == 1 && !capturing); capturing = 1; captured = calloc(1, sizeof *captured); END
 }
 CUresult cuStreamEndCapture(void* on, struct graph** graph) {
     /* Whatever comes of it, this is the end of the capture. */
     REQUIRE(capturing);
     capturing = 0;
-    BEGIN(1) REQUIRE(on == &stream); *graph = captured; END
+    BEGIN(1) REQUIRE(on == main_stream); *graph = captured; END
 }
 CUresult cuGraphInstantiateWithFlags(struct graph** made, struct graph* graph, u64 flags) {
     BEGIN(1) REQUIRE(!flags); *made = malloc(sizeof **made); **made = *graph; note("graph of %d\n", graph->count); END
 }
 CUresult cuGraphDestroy(struct graph* graph) { BEGIN(1) free(graph); END }
-CUresult cuGraphUpload(struct graph* graph, void* on) { BEGIN(1) REQUIRE(graph->count && on == &stream); END }
+CUresult cuGraphUpload(struct graph* graph, void* on) { BEGIN(1) REQUIRE(graph->count && on == main_stream); END }
 CUresult cuGraphLaunch(struct graph* graph, void* on) {
     BEGIN(1)
-    REQUIRE(on == &stream);
+    REQUIRE(on == main_stream);
     for (int i = 0; i < graph->count; i++) enqueue(graph->work[i]);
     note("replay %d\n", graph->count);
     END

@@ -21,8 +21,6 @@ struct Rule {
     kernels: String,
     registers_max: Option<i64>,
     instructions_max: Option<i64>,
-    /// Bytes of stack; the GPUs on which they are allowed.
-    stack_max: Option<(i64, String)>,
     /// Beginnings of names of instructions.
     needs: Vec<String>,
 }
@@ -32,24 +30,21 @@ impl Budgets {
         let table: Table = std::fs::read_to_string(path).unwrap().parse().unwrap();
         let rules = table["rule"].as_array().unwrap().iter().map(|rule| {
             let rule = rule.as_table().unwrap();
-            let known = ["kernels", "registers_max", "instructions_max", "stack_max", "gpu", "needs"];
+            let known = ["kernels", "registers_max", "instructions_max", "needs"];
             assert!(rule.keys().all(|key| known.contains(&key.as_str())), "{rule:?}");
             let number = |name: &str| rule.get(name).map(|value| value.as_integer().unwrap());
-            let gpu = rule.get("gpu").map(|value| value.as_str().unwrap().to_owned());
             let needs = rule.get("needs").map(|value| value.as_array().unwrap().iter());
             Rule {
                 kernels: rule["kernels"].as_str().unwrap().to_owned(),
                 registers_max: number("registers_max"),
                 instructions_max: number("instructions_max"),
-                stack_max: number("stack_max").map(|max| (max, gpu.unwrap())),
                 needs: needs.into_iter().flatten().map(|value| value.as_str().unwrap().to_owned()).collect(),
             }
         });
         Self { rules: rules.collect() }
     }
 
-    /// What a kernel does not keep to. No kernel has local memory, unless a rule
-    /// names the GPU on which it may.
+    /// What a kernel does not keep to. No kernel has local memory.
     pub(crate) fn broken_by(&self, code: &Code) -> Vec<String> {
         let mut broken = Vec::new();
         let local = code
@@ -58,11 +53,7 @@ impl Budgets {
             .filter(|name| name.starts_with("LDL") || name.starts_with("STL"))
             .count();
         let fitting = || self.rules.iter().filter(|rule| fits(&rule.kernels, &code.kernel));
-        let allowed =
-            fitting().filter_map(|rule| rule.stack_max.as_ref()).filter(|(_, gpu)| *gpu == code.gpu);
-        let stack_max = allowed.map(|(max, _)| *max).max().unwrap_or(0);
-        let is_allowed = stack_max > 0 && i64::from(code.stack_bytes) <= stack_max;
-        if (code.stack_bytes + code.local_bytes > 0 || local > 0) && !is_allowed {
+        if code.stack_bytes + code.local_bytes > 0 || local > 0 {
             let (stack, bytes) = (code.stack_bytes, code.local_bytes);
             broken
                 .push(format!("has {stack} bytes of stack and {bytes} of local memory, used {local} times"));

@@ -2,7 +2,8 @@
 //!
 //! Written to be read; it is the oracle for all faster implementations. It
 //! computes in f32 from the checkpoint's own bytes, and each row's result is
-//! the same bits whatever else is in the batch.
+//! the same bits whatever else is in the batch and however its sequence is cut
+//! into slices: what is an option of GPUs holds here always.
 
 mod attention;
 mod experts;

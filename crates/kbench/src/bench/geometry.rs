@@ -149,8 +149,8 @@ impl Geometry {
     }
 
     /// Bytes of a layer's keys and values of one position.
-    pub(crate) fn kv_bytes(&self) -> usize {
-        2 * 2 * self.kv_heads * HEAD_DIM
+    pub(crate) fn kv_bytes(&self, dtype: KvDtype) -> usize {
+        2 * self.kv_heads * dtype.row_bytes(HEAD_DIM)
     }
 
     /// Experts that so many rows meet in the mean, if all are as likely.
@@ -159,13 +159,13 @@ impl Geometry {
         experts * (1.0 - (1.0 - top_k / experts).powf(rows as f64))
     }
 
-    pub(crate) fn kv_shape(&self, windows: Vec<Option<u32>>, num_blocks: usize) -> KvShape {
+    pub(crate) fn kv_shape(&self, dtype: KvDtype, windows: Vec<Option<u32>>, num_blocks: usize) -> KvShape {
         KvShape {
             windows,
             num_query_heads: self.heads,
             num_kv_heads: self.kv_heads,
             head_dim: HEAD_DIM,
-            dtype: KvDtype::Bf16,
+            dtype,
             block_size: BLOCK_SIZE,
             num_full_blocks: num_blocks,
             num_sliding_blocks: num_blocks,

@@ -56,6 +56,13 @@ impl Machine {
         }
     }
 
+    /// Whether launches that come again are replayed as graphs from now on.
+    pub(crate) fn use_graphs(&self, on: bool) {
+        if let Some(driver) = &self.driver {
+            driver.use_graphs(on);
+        }
+    }
+
     /// How launches were made so far.
     pub(crate) fn counters(&self) -> Counters {
         self.driver.as_ref().map(|driver| driver.counters()).unwrap_or_default()

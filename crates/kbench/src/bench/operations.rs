@@ -14,7 +14,9 @@ use crate::noise;
 use crate::reference::Random;
 use chorale_cuda::{Cuda, GpuError};
 use chorale_device::Precision::{Full, Half};
-use chorale_device::{BatchLimits, Columns, DenseDtype, Device, Draw, RopeParams, SliceColumns, Table};
+use chorale_device::{
+    BatchLimits, Columns, DenseDtype, Device, Draw, KvDtype, RopeParams, SliceColumns, Table,
+};
 
 type Matrix = <Cuda as Device>::Matrix;
 
@@ -37,7 +39,9 @@ pub(crate) fn run(
     let (meter, rope) = (Meter::new(machine, extent.rounds), geometry.rope()?);
     let mut bench = Bench { meter, geometry, extent, rope, limits, report };
     let rows: Vec<usize> = extent.decodes.iter().chain(&extent.operation_prefills).copied().collect();
-    bench.linears(&rows)?;
+    for dtype in [DenseDtype::Bf16, DenseDtype::Int8] {
+        bench.linears(&rows, dtype)?;
+    }
     bench.norms(&rows)?;
     bench.attention()?;
     bench.experts(&rows)?;
@@ -61,20 +65,21 @@ impl Bench<'_> {
     }
 
     /// The projection to queries, keys and values without the pages, and the one after attention.
-    fn linears(&mut self, rows: &[usize]) -> Result<(), GpuError> {
+    fn linears(&mut self, rows: &[usize], dtype: DenseDtype) -> Result<(), GpuError> {
         let (hidden, queries) = (self.geometry.hidden, self.geometry.queries());
         for (what, cols, outputs) in
             [("qkv product", hidden, self.geometry.qkv()), ("output product", queries, hidden)]
         {
+            let what = &named(what, dtype);
             if !self.extent.wants(what) {
                 continue;
             }
-            let weight_bytes = 2 * cols * outputs;
+            let weight_bytes = outputs * dtype.row_bytes(cols);
             let count = self.extent.rotated_bytes.div_ceil(weight_bytes);
             let source = noise::dense(&mut Random(1), outputs, cols, true);
             let mut weights = Vec::with_capacity(count);
             for _ in 0..count {
-                weights.push(self.meter.device.linear(source.clone(), DenseDtype::Bf16)?);
+                weights.push(self.meter.device.linear(source.clone(), dtype)?);
             }
             for &rows in rows {
                 let input = self.rows(rows, cols)?;
@@ -137,11 +142,16 @@ impl Bench<'_> {
         }
         let Geometry { hidden, vocab, .. } = *self.geometry;
         let source = noise::dense(&mut Random(1), vocab, hidden, false);
-        let weights = self.meter.device.linear(source, DenseDtype::Bf16)?;
+        let weights = self.meter.device.linear(source.clone(), DenseDtype::Bf16)?;
+        let int8 = self.meter.device.linear(source, DenseDtype::Int8)?;
         for &rows in &self.extent.decodes {
             let input = self.rows(rows, hidden)?;
             let device = &mut self.meter.device;
-            let mut batch = device.batch(limits(rows), &self.rope, &self.geometry.kv_shape(Vec::new(), 0))?;
+            let mut batch = device.batch(
+                limits(rows),
+                &self.rope,
+                &self.geometry.kv_shape(KvDtype::Bf16, Vec::new(), 0),
+            )?;
             let mut samples = device.samples(rows)?;
             let mut logits = device.matrix(rows, vocab, Full)?;
             let step = |draw: Draw| Columns {
@@ -153,14 +163,16 @@ impl Bench<'_> {
                 ..Columns::default()
             };
             device.begin(&step(draw(0.0, 1.0)), &samples, &mut batch)?;
-            let seconds = self.meter.time(|device| {
-                (0..COUNT).try_for_each(|_| device.lm_head(&input, &weights, &batch, &mut logits))
-            })?;
-            let work = Work {
-                bytes: 2 * vocab * hidden + 4 * rows * vocab + 2 * rows * hidden,
-                flop: 2 * rows * vocab * hidden,
-            };
-            self.add("head", format!("{rows} rows"), seconds, COUNT, work);
+            for (dtype, weights) in [(DenseDtype::Int8, &int8), (DenseDtype::Bf16, &weights)] {
+                let seconds = self.meter.time(|device| {
+                    (0..COUNT).try_for_each(|_| device.lm_head(&input, weights, &batch, &mut logits))
+                })?;
+                let work = Work {
+                    bytes: vocab * dtype.row_bytes(hidden) + 4 * rows * vocab + 2 * rows * hidden,
+                    flop: 2 * rows * vocab * hidden,
+                };
+                self.add(&named("head", dtype), format!("{rows} rows"), seconds, COUNT, work);
+            }
             for (what, draw) in [
                 ("greedy draw", draw(0.0, 1.0)),
                 ("plain draw", draw(1.0, 1.0)),
@@ -180,6 +192,14 @@ impl Bench<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// An operation's name, with what its weights are kept in unless it is bf16.
+fn named(what: &str, dtype: DenseDtype) -> String {
+    match dtype {
+        DenseDtype::Bf16 => what.to_owned(),
+        DenseDtype::Int8 => format!("{what}, int8"),
     }
 }
 

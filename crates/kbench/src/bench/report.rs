@@ -41,6 +41,12 @@ pub struct Measurement {
     pub share: Option<f64>,
     /// Of all sequences together.
     pub tokens_per_s: Option<f64>,
+    /// Of a step, in which the GPU had nothing to do, in the mean.
+    pub gap_microseconds: Option<f64>,
+    /// To plan a step and to hand it over.
+    pub host_microseconds: Option<f64>,
+    /// How many times as long as the same in the usual way, measured just before.
+    pub ratio: Option<f64>,
     /// What else is worth knowing.
     pub note: String,
 }
@@ -152,6 +158,9 @@ impl Report {
                 "tflop_per_s": measurement.tflop_per_s,
                 "share_of_limit": measurement.share,
                 "tokens_per_s": measurement.tokens_per_s,
+                "gap_microseconds": measurement.gap_microseconds,
+                "host_microseconds": measurement.host_microseconds,
+                "ratio": measurement.ratio,
                 "note": measurement.note,
             })
         });
@@ -165,9 +174,12 @@ impl Report {
     }
 }
 
-const TITLES: [&str; 8] = ["what", "of", "µs", "GB/s", "TFLOP/s", "of limit", "tokens/s", "note"];
+const COLUMNS: usize = 11;
 
-fn row(measurement: &Measurement) -> [String; 8] {
+const TITLES: [&str; COLUMNS] =
+    ["what", "of", "µs", "GB/s", "TFLOP/s", "of limit", "tokens/s", "gap µs", "host µs", "ratio", "note"];
+
+fn row(measurement: &Measurement) -> [String; COLUMNS] {
     let or_blank =
         |value: Option<f64>, digits: usize| value.map_or(String::new(), |value| format!("{value:.digits$}"));
     [
@@ -178,19 +190,26 @@ fn row(measurement: &Measurement) -> [String; 8] {
         or_blank(measurement.tflop_per_s, 1),
         measurement.share.map_or(String::new(), |share| format!("{:.0} %", 100.0 * share)),
         or_blank(measurement.tokens_per_s, 0),
+        or_blank(measurement.gap_microseconds, 1),
+        or_blank(measurement.host_microseconds, 0),
+        or_blank(measurement.ratio, 3),
         measurement.note.clone(),
     ]
 }
 
 fn print_aligned(measurements: &[Measurement]) {
-    let rows: Vec<[String; 8]> =
+    let rows: Vec<[String; COLUMNS]> =
         std::iter::once(TITLES.map(str::to_owned)).chain(measurements.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 8] = std::array::from_fn(width);
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
     for row in &rows {
         let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
             // Numbers stand at the right.
-            if (2..7).contains(&column) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+            if (2..COLUMNS - 1).contains(&column) {
+                format!("{cell:>width$}")
+            } else {
+                format!("{cell:<width$}")
+            }
         });
         println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }

@@ -1,5 +1,6 @@
 //! Whole steps of a model of gpt-oss-120b's geometry, through the same layer
-//! loop that serves, with random weights of which no two layers are alike.
+//! loop that serves, with random weights of which no two layers are alike: as
+//! they are served, with kernels launched one by one, and batch-invariant.
 
 use super::geometry::{BLOCK_SIZE, Extent, Geometry};
 use super::limits::Limits;
@@ -7,7 +8,7 @@ use super::machine::Machine;
 use super::report::{Measurement, Report};
 use crate::failure::{Failure, ensure};
 use crate::reference::Random;
-use chorale_cuda::Cuda;
+use chorale_cuda::{Cuda, CudaOptions};
 use chorale_device::KvDtype;
 use chorale_link::Solo;
 use chorale_model::checkpoint::Checkpoint;
@@ -127,7 +128,7 @@ impl<'a> Model<'a> {
     fn context(&self, num_sequences: usize) -> Result<usize, Failure> {
         let layers = self.checkpoint.config().num_layers();
         let free = self.machine.gpu().free_bytes()?.saturating_sub(self.extent.spare_bytes);
-        let each = free / num_sequences / (self.geometry.kv_bytes() * layers);
+        let each = free / num_sequences / (self.geometry.kv_bytes(KvDtype::Bf16) * layers);
         // Half of the layers keep a window and a slice only.
         let slice = self.extent.fill_rows / num_sequences;
         let sliding = self.geometry.window as usize + slice + 2 * BLOCK_SIZE;
@@ -141,7 +142,7 @@ impl<'a> Model<'a> {
         let context = self.context(num_sequences)?;
         let room = OfflineLimits {
             num_sequences,
-            max_tokens: context + extent.steps + WARMUPS + 8,
+            max_tokens: context + Way::ALL.len() * (extent.steps + WARMUPS) + 8,
             max_slice_tokens: (extent.fill_rows / num_sequences).clamp(1, context),
             max_rows: extent.fill_rows.max(num_sequences),
             block_size: BLOCK_SIZE,
@@ -160,31 +161,39 @@ impl<'a> Model<'a> {
                 let slices = sequences.iter_mut().map(|s| s.take_slice(room.max_slice_tokens, &greedy()));
                 engine.step(&plan(step, slices.collect()))?;
             }
-            Timed::run(machine, engine, &mut sequences, (step, extent.steps))
+            Way::ALL
+                .map(|way| {
+                    way.begin(machine, engine.device_mut());
+                    let timed = Timed::run(machine, engine, &mut sequences, (&mut step, extent.steps));
+                    Way::Served.begin(machine, engine.device_mut());
+                    timed
+                })
+                .into_iter()
+                .collect::<Result<Vec<Timed>, Failure>>()
         })?;
         let layers = config.num_layers();
         let seen = context + context.min(geometry.window as usize);
         // Half of the layers see the window only.
-        let pages = num_sequences * seen * geometry.kv_bytes() / 2;
+        let pages = num_sequences * seen * geometry.kv_bytes(KvDtype::Bf16) / 2;
         let experts = geometry.experts_met(num_sequences) * geometry.expert_bytes() as f64;
         let bytes = layers as f64 * (experts + (geometry.dense_bytes() + pages) as f64)
             + geometry.table_bytes() as f64;
-        report.measured(Measurement {
-            what: "decode step".to_owned(),
-            of: format!("{num_sequences} sequences, context {context}, {layers} layers"),
-            microseconds: timed.step * 1e6,
-            gb_per_s: Some(bytes / timed.step / 1e9),
-            share: Some(bytes / self.limits.bytes_per_s / timed.step),
-            tokens_per_s: Some(num_sequences as f64 / timed.step),
-            note: format!(
-                "gap {:.0} µs between steps, host {:.0} µs; {} replayed, {} eager launches",
-                timed.gap * 1e6,
-                timed.host * 1e6,
-                timed.replayed,
-                timed.eager
-            ),
-            ..Measurement::default()
-        });
+        let served = timed[0].step;
+        for (way, timed) in Way::ALL.into_iter().zip(timed) {
+            report.measured(Measurement {
+                what: way.title("decode step"),
+                of: format!("{num_sequences} sequences, context {context}, {layers} layers"),
+                microseconds: timed.step * 1e6,
+                gb_per_s: Some(bytes / timed.step / 1e9),
+                share: Some(bytes / self.limits.bytes_per_s / timed.step),
+                tokens_per_s: Some(num_sequences as f64 / timed.step),
+                gap_microseconds: Some(timed.gap * 1e6),
+                host_microseconds: Some(timed.host * 1e6),
+                ratio: (way != Way::Served).then_some(timed.step / served),
+                note: format!("{} replayed, {} eager launches", timed.replayed, timed.eager),
+                ..Measurement::default()
+            });
+        }
         Ok(())
     }
 
@@ -199,38 +208,78 @@ impl<'a> Model<'a> {
             block_size: BLOCK_SIZE,
         };
         let config = self.checkpoint.config().clone();
-        let seconds = self.with(room, |engine| {
-            let random = &mut Random(rows as u64);
-            let mut times = Vec::with_capacity(RUNS);
-            for step in 1..=RUNS as u64 {
-                let mut sequence =
-                    OfflineSequence::new(0, prompt(random, rows, geometry.vocab), room, &config);
-                let slice = sequence.take_slice(rows, &greedy());
-                let start = machine.mark()?;
-                engine.step(&plan(step, vec![slice]))?;
-                let end = machine.mark()?;
-                times.push(machine.seconds(&start, &end)?);
-            }
-            // Not the first: scratch grows in it.
-            times.remove(0);
-            times.sort_by(f64::total_cmp);
-            Ok(times[times.len() / 2])
-        })?;
+        let mut timed = |way: Way| {
+            self.with(room, |engine| {
+                way.begin(machine, engine.device_mut());
+                let random = &mut Random(rows as u64);
+                let mut times = Vec::with_capacity(RUNS);
+                for step in 1..=RUNS as u64 {
+                    let mut sequence =
+                        OfflineSequence::new(0, prompt(random, rows, geometry.vocab), room, &config);
+                    let slice = sequence.take_slice(rows, &greedy());
+                    let start = machine.mark()?;
+                    engine.step(&plan(step, vec![slice]))?;
+                    let end = machine.mark()?;
+                    times.push(machine.seconds(&start, &end)?);
+                }
+                // Not the first: scratch grows in it.
+                times.remove(0);
+                times.sort_by(f64::total_cmp);
+                Way::Served.begin(machine, engine.device_mut());
+                Ok(times[times.len() / 2])
+            })
+        };
+        // Of a prompt's kernels each takes longer than its launch.
+        let ways = [Way::Served, Way::Invariant];
+        let seconds = [timed(ways[0])?, timed(ways[1])?];
         let layers = config.num_layers();
         let row = geometry.top_k * geometry.expert_flop() + geometry.dense_bytes();
         // Half of the layers see the window only.
         let keys = rows * (rows / 2 + (geometry.window as usize).min(rows / 2)) / 2;
         let flop = layers as f64 * (rows * row + keys * 4 * geometry.queries()) as f64;
-        report.measured(Measurement {
-            what: "prompt".to_owned(),
-            of: format!("{rows} tokens in one step, {layers} layers"),
-            microseconds: seconds * 1e6,
-            tflop_per_s: Some(flop / seconds / 1e12),
-            share: Some(flop / self.limits.flop_per_s / seconds),
-            tokens_per_s: Some(rows as f64 / seconds),
-            ..Measurement::default()
-        });
+        let served = seconds[0];
+        for (way, seconds) in ways.into_iter().zip(seconds) {
+            report.measured(Measurement {
+                what: way.title("prompt"),
+                of: format!("{rows} tokens in one step, {layers} layers"),
+                microseconds: seconds * 1e6,
+                tflop_per_s: Some(flop / seconds / 1e12),
+                share: Some(flop / self.limits.flop_per_s / seconds),
+                tokens_per_s: Some(rows as f64 / seconds),
+                ratio: (way != Way::Served).then_some(seconds / served),
+                ..Measurement::default()
+            });
+        }
         Ok(())
+    }
+}
+
+/// How steps are computed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// As they are served: those that come again are replayed as graphs.
+    Served,
+    /// Kernels are launched one by one.
+    Eager,
+    /// Batch-invariant, and as they are served else.
+    Invariant,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Served, Self::Eager, Self::Invariant];
+
+    fn begin(self, machine: &Machine, device: &mut Cuda) {
+        machine.use_graphs(self != Self::Eager);
+        let batch_invariant = self == Self::Invariant;
+        device.set_options(CudaOptions { batch_invariant, ..CudaOptions::default() });
+    }
+
+    fn title(self, what: &str) -> String {
+        match self {
+            Self::Served => what.to_owned(),
+            Self::Eager => format!("{what}, launched one by one"),
+            Self::Invariant => format!("{what}, batch-invariant"),
+        }
     }
 }
 
@@ -252,7 +301,7 @@ impl Timed {
         machine: &Machine,
         engine: &mut Engine,
         sequences: &mut [OfflineSequence],
-        (mut step, num_steps): (u64, usize),
+        (step, num_steps): (&mut u64, usize),
     ) -> Result<Self, Failure> {
         let mut marks = Vec::with_capacity(num_steps);
         let mut host = 0.0;
@@ -262,7 +311,7 @@ impl Timed {
             if index == WARMUPS {
                 counters = machine.counters();
             }
-            step += 1;
+            *step += 1;
             let slices = sequences.iter_mut().map(|sequence| {
                 // What it was is not known yet, and does not matter.
                 sequence.push(0);
@@ -270,7 +319,7 @@ impl Timed {
                 slice.tokens = SliceTokens::SampledBefore;
                 slice
             });
-            let plan = plan(step, slices.collect());
+            let plan = plan(*step, slices.collect());
             let started = Instant::now();
             let start = machine.mark()?;
             let submitted = engine.submit(&plan)?;

@@ -2,12 +2,14 @@
 //! of sequences into slices, any company, pages in any order.
 
 mod case;
+mod fp8;
 
 use crate::demands::Demands;
 use crate::failure::{Outcome, Tolerance, close, same};
 use crate::reference::{self, Random};
 use case::{Case, Shape, Work};
 use chorale_device::Device;
+pub(super) use fp8::{fp8_cases, fp8_rows};
 use std::ops::Range;
 
 /// Scores of rounded queries and keys, and weights that are rounded once more
@@ -147,7 +149,7 @@ pub(super) fn long_sequences<D: Device>(device: &mut D, demands: &Demands) -> Ou
     let head_dim = *demands.head_dims.last().unwrap_or(&64);
     for window in [None, Some(128)] {
         for (num_heads, num_kv_heads) in [(8, 1), (16, 2)] {
-            let shape = Shape { num_heads, num_kv_heads, head_dim, window, block_size };
+            let shape = Shape { num_heads, num_kv_heads, head_dim, window, block_size, kv: None };
             let case = Case::random(random, demands, shape, &[length, 30]);
             let work = |sequence, slice| Work { sequence, slice };
             let mut steps = vec![

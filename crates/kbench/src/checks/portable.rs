@@ -24,7 +24,8 @@ struct Case {
 
 /// What a device makes of it.
 struct Found {
-    projected: Vec<f32>,
+    /// By weights in either kind of numbers.
+    projected: [Vec<f32>; 2],
     routes: Vec<Vec<Routed>>,
     outputs: Vec<f32>,
     combined: Vec<f32>,
@@ -55,9 +56,13 @@ impl Case {
         let Self { hidden, num_rows, top_k, .. } = *self;
         let mut rows = device.matrix(num_rows, hidden, Half)?;
         device.write(&self.values, &mut rows)?;
-        let weights = device.linear(self.weights.clone(), DenseDtype::Bf16)?;
-        let mut projected = device.matrix(num_rows, self.outputs, Half)?;
-        device.project(&rows, &weights, &mut projected)?;
+        let mut project = |dtype| {
+            let weights = device.linear(self.weights.clone(), dtype)?;
+            let mut projected = device.matrix(num_rows, self.outputs, Half)?;
+            device.project(&rows, &weights, &mut projected)?;
+            device.read(&projected)
+        };
+        let projected = [project(DenseDtype::Bf16)?, project(DenseDtype::Int8)?];
         let router = device.linear(self.router.clone(), DenseDtype::Bf16)?;
         let mut routing = device.routing(num_rows, top_k)?;
         device.route(&rows, &router, &mut routing)?;
@@ -73,7 +78,7 @@ impl Case {
         let mut normed = device.matrix(num_rows, hidden, Half)?;
         device.combine_rms_norm(&outputs, &routing, &norm, &mut residual, &mut normed)?;
         Ok(Found {
-            projected: device.read(&projected)?,
+            projected,
             routes: device.read_routing(&routing)?,
             outputs: device.read(&outputs)?,
             combined: device.read(&residual)?,
@@ -91,7 +96,9 @@ impl Case {
             )
         };
         let rounded = Tolerance { of_each: demands.rounding(), of_largest: demands.share(1e-6, 1e-5) };
-        close(&found.projected, &widen(&expected.projected), rounded, || what("products"))?;
+        for (found, expected) in found.projected.iter().zip(&expected.projected) {
+            close(found, &widen(expected), rounded, || what("products"))?;
+        }
         let rows = alike(&found.routes, &expected.routes)
             .map_err(|failure| Failure(format!("{}: {failure}", what("routes"))))?;
         // Only rows that chose alike, in the same order, can be compared.

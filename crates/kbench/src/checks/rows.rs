@@ -4,7 +4,7 @@
 use super::{columns, greedy, limits, no_pages, upload};
 use crate::demands::Demands;
 use crate::failure::{Outcome, Tolerance, close, ensure, same};
-use crate::reference::{self, Random, Rows, dense};
+use crate::reference::{self, Random, Rows, dense, kept};
 use chorale_device::Precision::{Full, Half};
 use chorale_device::{Columns, DenseDtype, Device, Feed};
 
@@ -24,6 +24,8 @@ const SHAPES: [(usize, usize, usize); 13] = [
     (130, 48, 40),
     (200, 160, 136),
 ];
+
+const DTYPES: [DenseDtype; 2] = [DenseDtype::Bf16, DenseDtype::Int8];
 
 /// Sums of products in f32, then rounded once.
 fn products(demands: &Demands) -> Tolerance {
@@ -54,6 +56,10 @@ pub(super) fn embeddings<D: Device>(device: &mut D, demands: &Demands) -> Outcom
 }
 
 pub(super) fn projections<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
+    DTYPES.into_iter().try_for_each(|dtype| project(device, demands, dtype))
+}
+
+fn project<D: Device>(device: &mut D, demands: &Demands, dtype: DenseDtype) -> Outcome {
     for (num_rows, cols, outputs) in SHAPES {
         let cols = demands.cols(cols);
         let random = &mut Random(demands.seed + num_rows as u64);
@@ -63,13 +69,13 @@ pub(super) fn projections<D: Device>(device: &mut D, demands: &Demands) -> Outco
         let split = outputs / 3;
         let source =
             dense(&[(&weights[..split], Some(&bias[..split])), (&weights[split..], Some(&bias[split..]))]);
-        let linear = device.linear(source, DenseDtype::Bf16)?;
+        let linear = device.linear(source, dtype)?;
         let input = upload(device, &rows, Half)?;
         let mut out = device.matrix(num_rows, outputs, Half)?;
         device.project(&input, &linear, &mut out)?;
-        let expected = reference::project(&rows, &weights, &bias).concat();
+        let expected = reference::project(&rows, &kept(&weights, dtype), &bias).concat();
         close(&device.read(&out)?, &expected, products(demands), || {
-            format!("{num_rows} rows of {cols} to {outputs}")
+            format!("{num_rows} rows of {cols} to {outputs}, {}", dtype.name())
         })?;
     }
     Ok(())
@@ -78,18 +84,22 @@ pub(super) fn projections<D: Device>(device: &mut D, demands: &Demands) -> Outco
 /// As many rows as decoding and prompts have, for which a device may have
 /// kernels of their own: what is kept in half and in full precision.
 pub(super) fn crowds<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
+    DTYPES.into_iter().try_for_each(|dtype| crowd(device, demands, dtype))
+}
+
+fn crowd<D: Device>(device: &mut D, demands: &Demands, dtype: DenseDtype) -> Outcome {
     let random = &mut Random(demands.seed + 21);
     let cols = demands.cols(96);
     let (rope, kv) = no_pages(demands);
     for (outputs, num_experts) in [(16, 16), (200, 33), (1100, 256)] {
         let weights = random.rows(outputs, cols, 1.0);
-        let linear = device.linear(dense(&[(&weights, None)]), DenseDtype::Bf16)?;
-        let router =
-            device.linear(dense(&[(&weights[..num_experts.min(outputs)], None)]), DenseDtype::Bf16)?;
-        for num_rows in [20, 40, 64, 100, 260, 600] {
+        let linear = device.linear(dense(&[(&weights, None)]), dtype)?;
+        let router = device.linear(dense(&[(&weights[..num_experts.min(outputs)], None)]), dtype)?;
+        let weights = kept(&weights, dtype);
+        for num_rows in [5, 14, 20, 40, 64, 100, 260, 600] {
             let rows = random.rows(num_rows, cols, 1.0);
             let input = upload(device, &rows, Half)?;
-            let what = |which: &str| format!("{which}: {num_rows} rows to {outputs}");
+            let what = |which: &str| format!("{which}: {num_rows} rows to {outputs}, {}", dtype.name());
             let expected = reference::project(&rows, &weights, &vec![0.0; outputs]);
             let mut out = device.matrix(num_rows, outputs, Half)?;
             device.project(&input, &linear, &mut out)?;
@@ -120,10 +130,10 @@ pub(super) fn crowds<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
 /// In another order among as many; among fewer, if the device is steady.
 pub(super) fn company<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
     let random = &mut Random(demands.seed + 9);
-    for cols in [48, 61, 320] {
+    for (cols, dtype) in [48, 61, 320].into_iter().flat_map(|cols| DTYPES.map(|dtype| (cols, dtype))) {
         let cols = demands.cols(cols);
         let weights = random.rows(70, cols, 1.0);
-        let linear = device.linear(dense(&[(&weights, None)]), DenseDtype::Bf16)?;
+        let linear = device.linear(dense(&[(&weights, None)]), dtype)?;
         for num_rows in [2, 7, 30, 131] {
             let rows = random.rows(num_rows, cols, 2.0);
             let mut project = |rows: &Rows| -> Result<Vec<f32>, D::Error> {

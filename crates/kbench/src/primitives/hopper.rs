@@ -1,6 +1,6 @@
 //! What Hopper alone has: the bulk tensor copy engine and warpgroups.
 
-use super::{Bench, matrix, pairs, product};
+use super::{Bench, matrix, noise, pairs, product};
 use crate::failure::{Failure, Outcome, ensure};
 use bytemuck::{Pod, Zeroable};
 use chorale_cuda::{Kernel, TensorMap};
@@ -63,6 +63,27 @@ impl Bench<'_> {
             TensorMap { address, rows, cols, row_bytes: cols * 2, box_rows: box_rows as u32, box_cols: 64 };
         Ok(self.gpu.tensor_map(&map)?)
     }
+
+    /// What `selftest_wgmma_*` makes of 64 rows and so many columns, each 64 deep;
+    /// `right` has boxes of `cols` by `box_rows`, which take `shared_rows`.
+    fn multiply(
+        &self,
+        name: &'static str,
+        left: &[u16],
+        right: &[u16],
+        (cols, box_rows, shared_rows, columns): (usize, usize, usize, usize),
+    ) -> Result<Vec<f32>, Failure> {
+        let output = self.room(64 * columns)?;
+        let args = WgmmaArgs {
+            left: self.map(left, 64, 64)?,
+            right: self.map(right, cols, box_rows)?,
+            left_words: self.put(&pairs(left))?,
+            output,
+            pad: [0; 6],
+        };
+        self.launch(Kernel { name, threads: 128 }, [1, 1, 1], 64 * 128 + shared_rows * 128, &args)?;
+        self.get(output, 64 * columns)
+    }
 }
 
 pub(super) fn boxes(bench: &Bench<'_>) -> Outcome {
@@ -101,8 +122,9 @@ pub(super) fn boxes(bench: &Bench<'_>) -> Outcome {
 }
 
 pub(super) fn wgmma(bench: &Bench<'_>) -> Outcome {
+    let left = matrix(1, 64, 64);
     for (columns, plain, transposed) in WIDTHS {
-        let (left, right) = (matrix(1, 64, 64), matrix(2, columns, 64));
+        let right = matrix(2, columns, 64);
         // Once from shared memory, once from registers.
         let expected: Vec<f32> = product(&left, &right, 64).iter().map(|sum| sum * 2.0).collect();
         let on_its_side: Vec<u16> =
@@ -111,20 +133,40 @@ pub(super) fn wgmma(bench: &Bench<'_>) -> Outcome {
             (plain, &right, 64, columns, columns),
             (transposed, &on_its_side, columns, 64, columns.div_ceil(64) * 64),
         ] {
-            let output = bench.room(64 * columns)?;
-            let args = WgmmaArgs {
-                left: bench.map(&left, 64, 64)?,
-                right: bench.map(right, cols, box_rows)?,
-                left_words: bench.put(&pairs(&left))?,
-                output,
-                pad: [0; 6],
-            };
-            let kernel = Kernel { name, threads: 128 };
-            bench.launch(kernel, [1, 1, 1], 64 * 128 + shared_rows * 128, &args)?;
-            bench.near(&bench.get::<f32>(output, 64 * columns)?, &expected, name)?;
+            let found = bench.multiply(name, &left, right, (cols, box_rows, shared_rows, columns))?;
+            bench.near(&found, &expected, name)?;
         }
     }
     Ok(())
+}
+
+/// The same factors give the same bits, whatever else is multiplied with them:
+/// batch-invariant products rely on it.
+pub(super) fn widths(bench: &Bench<'_>) -> Outcome {
+    let (left, right) = (uneven(1, 64 * 64), uneven(2, 256 * 64));
+    let mut first: Option<Vec<u32>> = None;
+    for (columns, name, _) in WIDTHS {
+        let found = bench.multiply(name, &left, &right[..columns * 64], (64, columns, columns, columns))?;
+        let found: Vec<u32> =
+            found.chunks_exact(columns).flat_map(|row| row[..8].iter().map(|sum| sum.to_bits())).collect();
+        match &first {
+            None => first = Some(found),
+            Some(first) => {
+                let differing = first.iter().zip(&found).filter(|(a, b)| a != b).count();
+                ensure(differing == 0, || {
+                    format!("{columns} columns at a time give other bits than 8 do, {differing} of 512")
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Numbers of all sizes, whose sums have to be rounded.
+fn uneven(seed: u32, count: usize) -> Vec<u16> {
+    let mut next = noise(seed);
+    // Exponents from -8 to 7, seven bits of mantissa.
+    (0..count).map(|_| (next() & 0x807F) as u16 | ((119 + next() % 16) << 7) as u16).collect()
 }
 
 pub(super) fn ring(bench: &Bench<'_>) -> Outcome {

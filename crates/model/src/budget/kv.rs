@@ -2,35 +2,14 @@
 //! sequence, layers with one keep a fixed number of tokens.
 
 use crate::config::ModelConfig;
+use chorale_device::KvDtype;
 use serde::Serialize;
-
-/// The type of cached keys and values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KvDtype {
-    /// Two bytes.
-    Bf16,
-    /// Four bytes.
-    F32,
-    /// One byte.
-    Fp8,
-}
-
-impl KvDtype {
-    /// Bytes of a number.
-    pub fn bytes(self) -> u64 {
-        match self {
-            Self::Bf16 => 2,
-            Self::F32 => 4,
-            Self::Fp8 => 1,
-        }
-    }
-}
 
 /// Keys and values of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct KvBudget {
     /// The type they are kept in.
+    #[serde(serialize_with = "kv_name")]
     pub dtype: KvDtype,
     /// Growing: layers without a window.
     pub full_layer_bytes_per_token: u64,
@@ -52,11 +31,22 @@ impl KvBudget {
     }
 }
 
+/// Bytes of one head's key or value. A geometry that no memory holds stays as large.
+fn row_bytes(config: &ModelConfig, dtype: KvDtype) -> u64 {
+    match config.head_dim.checked_mul(size_of::<f32>()) {
+        Some(_) => dtype.row_bytes(config.head_dim) as u64,
+        None => u64::MAX,
+    }
+}
+
+/// A type by its word in settings.
+fn kv_name<S: serde::Serializer>(dtype: &KvDtype, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(dtype.name())
+}
+
 /// Bytes of the keys and values of a token in one layer.
 pub(super) fn layer_bytes_per_token(config: &ModelConfig, dtype: KvDtype, num_kv_heads: usize) -> u64 {
-    [2, num_kv_heads as u64, config.head_dim as u64, dtype.bytes()]
-        .iter()
-        .fold(1, |bytes: u64, factor| bytes.saturating_mul(*factor))
+    2_u64.saturating_mul(num_kv_heads as u64).saturating_mul(row_bytes(config, dtype))
 }
 
 /// Bytes that a decode step reads for one sequence with `context` cached tokens.

@@ -98,6 +98,7 @@ struct Tensor {
     copies: u64,
     units: u64,
     parameters_per_unit: u64,
+    /// As ranks keep it.
     bytes_per_unit: u64,
 }
 
@@ -152,12 +153,13 @@ pub(super) struct Table {
     tensors: Vec<Tensor>,
     num_experts: u64,
     experts_per_token: u64,
-    tied_head: bool,
+    /// Bytes of a row of the output matrix where that is the embedding table.
+    tied_head_row: Option<u64>,
 }
 
 impl Table {
-    pub(super) fn new(config: &ModelConfig) -> Result<Self, BudgetError> {
-        let tensors = tensors(config).ok_or(BudgetError::TooLarge)?;
+    pub(super) fn new(config: &ModelConfig, dense_dtype: DenseDtype) -> Result<Self, BudgetError> {
+        let tensors = tensors(config, dense_dtype).ok_or(BudgetError::TooLarge)?;
         let mut total = 0_u64;
         for tensor in &tensors {
             let bytes = product(&[tensor.copies, tensor.units, tensor.bytes_per_unit]);
@@ -169,7 +171,10 @@ impl Table {
             tensors,
             num_experts: config.num_experts as u64,
             experts_per_token: config.experts_per_token as u64,
-            tied_head: config.tie_word_embeddings,
+            tied_head_row: match config.tie_word_embeddings {
+                true => Some(row_bytes(dense_dtype, config.hidden_size).ok_or(BudgetError::TooLarge)?),
+                false => None,
+            },
         })
     }
 
@@ -178,7 +183,7 @@ impl Table {
         self.sum(|tensor| tensor.copies * tensor.units * tensor.parameters_per_unit)
     }
 
-    /// Bytes of the checkpoint.
+    /// Bytes of all tensors, each once.
     pub(super) fn bytes(&self) -> ByPart {
         self.sum(|tensor| tensor.copies * tensor.units * tensor.bytes_per_unit)
     }
@@ -195,10 +200,10 @@ impl Table {
             };
             tensor.copies * held as u64 * tensor.bytes_per_unit
         });
-        if self.tied_head {
+        if let Some(row_bytes) = self.tied_head_row {
             let tables = self.tensors.iter().filter(|tensor| tensor.part == Part::Embedding);
             held.head += tables
-                .map(|table| place.of_group(table.units as usize).len() as u64 * table.bytes_per_unit)
+                .map(|table| place.of_group(table.units as usize).len() as u64 * row_bytes)
                 .sum::<u64>();
         }
         held
@@ -208,7 +213,7 @@ impl Table {
     pub(super) fn active_parameters(&self) -> u64 {
         let all = self.parameters();
         let chosen = all.experts / self.num_experts * self.experts_per_token;
-        let head = if self.tied_head { all.embedding } else { all.head };
+        let head = if self.tied_head_row.is_some() { all.embedding } else { all.head };
         all.attention + all.router + chosen + all.vectors + head
     }
 
@@ -235,14 +240,20 @@ const BF16: u64 = 2;
 /// Elements that share one byte of scale.
 const MXFP4_BLOCK: u64 = 32;
 
+/// Bytes of a row of dense weights; `None` where they overflow.
+fn row_bytes(dtype: DenseDtype, cols: usize) -> Option<u64> {
+    cols.checked_mul(BF16 as usize)?.checked_add(size_of::<f32>())?;
+    Some(dtype.row_bytes(cols) as u64)
+}
+
 /// The table itself; `None` where a product overflows.
-fn tensors(config: &ModelConfig) -> Option<Vec<Tensor>> {
+fn tensors(config: &ModelConfig, dense_dtype: DenseDtype) -> Option<Vec<Tensor>> {
     let layers = config.windows.len() as u64;
     let hidden = config.hidden_size as u64;
     let kv_heads = config.num_key_value_heads as u64;
     let queries_per_kv_head = (config.num_attention_heads as u64).checked_div(kv_heads)?;
     let head_dim = config.head_dim as u64;
-    let context = product(&[config.num_attention_heads as u64, head_dim])?;
+    let context = config.num_attention_heads.checked_mul(config.head_dim)?;
     let num_experts = config.num_experts as u64;
     let vocabulary = config.vocab_size as u64;
     let gate_up = config.intermediate_size.checked_mul(2)? as u64;
@@ -253,6 +264,12 @@ fn tensors(config: &ModelConfig) -> Option<Vec<Tensor>> {
     let dense = |part, holders, copies, units, per_unit: u64| {
         let bytes_per_unit = per_unit.checked_mul(BF16)?;
         Some(Tensor { part, holders, copies, units, parameters_per_unit: per_unit, bytes_per_unit })
+    };
+    // What is multiplied with `rows` for each unit.
+    let product_of = |part, copies, units, rows: u64, cols: usize| {
+        let parameters_per_unit = product(&[rows, cols as u64])?;
+        let bytes_per_unit = product(&[rows, row_bytes(dense_dtype, cols)?])?;
+        Some(Tensor { part, holders: Holders::Group, copies, units, parameters_per_unit, bytes_per_unit })
     };
     let mxfp4 = |rows: u64, cols: u64| {
         let weights = product(&[rows, cols])?;
@@ -273,9 +290,9 @@ fn tensors(config: &ModelConfig) -> Option<Vec<Tensor>> {
         // model.embed_tokens
         dense(Part::Embedding, Holders::Everywhere, 1, vocabulary, hidden)?,
         // q_proj, k_proj, v_proj
-        dense(Part::Attention, Holders::Group, layers, kv_heads, product(&[qkv_rows, hidden])?)?,
+        product_of(Part::Attention, layers, kv_heads, qkv_rows, config.hidden_size)?,
         // o_proj, by output rows
-        dense(Part::Attention, Holders::Group, layers, hidden, context)?,
+        product_of(Part::Attention, layers, hidden, 1, context)?,
         // sinks, one for each query head
         dense(Part::Vectors, Holders::Group, layers, kv_heads, queries_per_kv_head)?,
         // input_layernorm, post_attention_layernorm
@@ -295,7 +312,7 @@ fn tensors(config: &ModelConfig) -> Option<Vec<Tensor>> {
     }
     if !config.tie_word_embeddings {
         // lm_head, by vocabulary rows
-        tensors.push(dense(Part::Head, Holders::Group, 1, vocabulary, hidden)?);
+        tensors.push(product_of(Part::Head, 1, vocabulary, 1, config.hidden_size)?);
     }
     Some(tensors)
 }

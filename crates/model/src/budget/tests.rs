@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::checkpoint::Checkpoint;
-use chorale_device::RopeParams;
+use chorale_device::{DenseDtype, RopeParams};
 use std::path::Path;
 
 #[test]
@@ -32,7 +32,7 @@ fn keys_and_values_grow_in_full_layers_only() {
         assert_eq!(kv.sliding_layer_bytes_per_sequence, fixed);
     }
     let fp8 = BudgetOptions { kv_dtype: KvDtype::Fp8, ..one_rank() };
-    assert_eq!(Budget::new(&model_120b(), &fp8).unwrap().kv.full_layer_bytes_per_token, 36_864 / 2);
+    assert_eq!(Budget::new(&model_120b(), &fp8).unwrap().kv.full_layer_bytes_per_token, 36_864 / 128 * 65);
 }
 
 /// The derived figures are rounded part by part, so they may be a megabyte off.
@@ -45,6 +45,35 @@ fn one_token_reads_what_it_meets() {
         assert_eq!(bytes as u64, exact);
         assert!((bytes / 1e9 - derived).abs() < 1e-3);
     }
+}
+
+/// 3.468 GB where a weight is a byte and nothing else; a row's scale adds four
+/// bytes to 2,880 or 4,096, which is 3 MB in all.
+#[test]
+fn int8_halves_what_is_multiplied_and_nothing_else() {
+    let int8 = BudgetOptions { dense_dtype: DenseDtype::Int8, ..one_rank() };
+    let budget = Budget::new(&model_120b(), &int8).unwrap();
+    let (rows, weights) = (36 * (5_120 + 2_880) + 201_088, 36 * 26_542_080 + 579_133_440);
+    let held = budget.weight_bytes.by_part;
+    assert_eq!(held.attention + held.head, weights + 4 * rows);
+    let whole = Budget::new(&model_120b(), &one_rank()).unwrap().weight_bytes.by_part;
+    assert_eq!((held.embedding, held.router), (whole.embedding, whole.router));
+    assert_eq!((held.experts, held.vectors), (whole.experts, whole.vectors));
+    let bytes = budget.decode[0].bytes_per_step;
+    assert_eq!(bytes as u64, 5_002_907_904 - weights + 4 * rows);
+    assert!((bytes / 1e9 - (3.468 + 4e-9 * rows as f64)).abs() < 1e-3, "{bytes}");
+
+    let tied = ModelConfig { tie_word_embeddings: true, ..model_120b() };
+    let tied = Budget::new(&tied, &int8).unwrap();
+    assert_eq!(tied.ranks[0].weight_bytes, budget.ranks[0].weight_bytes);
+}
+
+#[test]
+fn types_are_said_by_their_words() {
+    let options = BudgetOptions { dense_dtype: DenseDtype::Int8, kv_dtype: KvDtype::Fp8, ..one_rank() };
+    let budget = serde_json::to_value(Budget::new(&model_20b(), &options).unwrap()).unwrap();
+    assert_eq!((&budget["dense_dtype"], &budget["kv"]["dtype"]), (&"int8".into(), &"fp8".into()));
+    assert_eq!(budget["ranks"][0]["kv"]["dtype"], "fp8");
 }
 
 /// Batch size, expected experts, GB a step and tokens a second at 3.35 TB/s,
@@ -182,7 +211,8 @@ fn a_rank_holds_what_its_shard_of_the_checkpoint_has() {
                 let world = World { tensor_parallel_size, data_parallel_size };
                 let budget = Budget::new(config, &BudgetOptions { world, ..one_rank() }).unwrap();
                 for rank in &budget.ranks {
-                    let shard = checkpoint.shard_size(&world.shard(rank.rank, config)).unwrap();
+                    let shard =
+                        checkpoint.shard_size(&world.shard(rank.rank, config, DenseDtype::Bf16)).unwrap();
                     assert_eq!(rank.weight_bytes.total, shard.num_bytes, "{name} {world:?} {}", rank.rank);
                 }
             }
@@ -197,6 +227,7 @@ fn in_billions(amount: u64) -> String {
 fn one_rank() -> BudgetOptions {
     BudgetOptions {
         world: World { tensor_parallel_size: 1, data_parallel_size: 1 },
+        dense_dtype: DenseDtype::Bf16,
         kv_dtype: KvDtype::Bf16,
         kv_block_size: 64,
         max_model_len: None,

@@ -1,7 +1,7 @@
 //! The engine under test: the portable device, alone.
 
 use crate::tensors::fixtures;
-use chorale_device::{Cpu, Device, KvDtype, Routed};
+use chorale_device::{Cpu, DenseDtype, Device, KvDtype, Routed};
 use chorale_link::Solo;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
@@ -32,12 +32,21 @@ impl Bench {
     }
 
     pub(crate) fn open(dir: &Path, limits: OfflineLimits) -> Self {
+        Self::kept_as(dir, limits, (DenseDtype::Bf16, KvDtype::F32))
+    }
+
+    /// With dense weights, and with keys and values, of these types.
+    pub(crate) fn kept_as(
+        dir: &Path,
+        limits: OfflineLimits,
+        (dense_dtype, kv_dtype): (DenseDtype, KvDtype),
+    ) -> Self {
         let checkpoint = Checkpoint::open(dir).unwrap();
         let config = checkpoint.config();
         let mut device = Cpu::new(NonZeroUsize::new(2)).unwrap();
         let link = Solo::new(&mut device, config.num_experts as u32).unwrap();
-        let spec = ShardSpec::whole(config);
-        let room = Room { has_halves: true, ..limits.room(config, KvDtype::F32) };
+        let spec = ShardSpec { dense_dtype, ..ShardSpec::whole(config) };
+        let room = Room { has_halves: true, ..limits.room(config, kv_dtype) };
         let engine = GptOss::load(device, link, &checkpoint, &spec, &room, &mut |_| ()).unwrap();
         Self { engine, limits, in_halves: |_| false }
     }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 mod agreement;
+mod dtypes;
 mod engine;
 mod invariance;
 mod ranks;

@@ -2,7 +2,7 @@
 //! there are, to the last bit of its log-probability.
 
 use crate::fake;
-use crate::world::{PATIENCE, gpu};
+use crate::world::{By, PATIENCE, gpu};
 use chorale_cuda::Cuda;
 use chorale_device::KvDtype;
 use chorale_link::{Link, Member, Place, Solo};
@@ -116,7 +116,7 @@ fn alone(
 }
 
 fn rank(
-    library: &Arc<Library>,
+    (library, by): (&Arc<Library>, By),
     checkpoint: &Checkpoint,
     (shape, rank, has_halves): (Shape, Rank, bool),
     mut transport: chorale_link::LocalTransport,
@@ -146,7 +146,9 @@ fn rank(
     let mut device = gpu(u64::from(rank.0));
     let comms =
         bring_up(&mut transport, library, Beginning { epoch, shape, rank, timeout: PATIENCE }).unwrap();
+    let circles = by.links(library).circles(&mut device, &mut transport, &place).unwrap();
     let link = NcclLink::new(&mut device, comms, Box::new(transport), place, placement).unwrap();
+    let link = link.with_circles(circles);
     let num_homes = shape.data_parallel_size as usize;
     let room = Room { num_homes, has_halves, ..LIMITS.room(config, KvDtype::Bf16) };
     let mut engine = GptOss::load(device, link, checkpoint, &spec, &room, &mut |_| ()).unwrap();
@@ -173,22 +175,28 @@ fn what_is_sampled_does_not_depend_on_how_many_gpus_there_are() {
             .map(|home| alone(&checkpoint, data_parallel_size, home, has_halves))
             .collect();
         assert!(expected.iter().flat_map(BTreeMap::values).all(|tokens| tokens.len() == NUM_TOKENS));
-        let transports = chorale_link::local(num_ranks, PATIENCE);
-        let ranks: Vec<_> = std::thread::scope(|scope| {
-            let (library, checkpoint) = (&library, &checkpoint);
-            let ranks = shape.ranks().zip(transports);
-            let ranks: Vec<_> = ranks
-                .map(|(id, transport)| {
-                    scope.spawn(move || rank(library, checkpoint, (shape, id, has_halves), transport))
-                })
-                .collect();
-            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-        });
-        // All ranks of a group draw alike.
-        for (id, sampled) in shape.ranks().zip(ranks) {
-            let home = shape.group(id).map(|group| group.start / tensor_parallel_size);
-            let own = home.map(|home| expected[home as usize].clone()).unwrap_or_default();
-            assert_eq!(sampled, own, "{id:?} of {shape:?}, in halves: {has_halves}");
+        // Without halves, what NCCL brings is known from single layers.
+        let ways: &[By] = if has_halves { &[By::Nccl, By::KERNELS] } else { &[By::KERNELS] };
+        for &by in ways {
+            let transports = chorale_link::local(num_ranks, PATIENCE);
+            let ranks: Vec<_> = std::thread::scope(|scope| {
+                let (library, checkpoint) = (&library, &checkpoint);
+                let ranks = shape.ranks().zip(transports);
+                let ranks: Vec<_> = ranks
+                    .map(|(id, transport)| {
+                        scope.spawn(move || {
+                            rank((library, by), checkpoint, (shape, id, has_halves), transport)
+                        })
+                    })
+                    .collect();
+                ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+            });
+            // All ranks of a group draw alike.
+            for (id, sampled) in shape.ranks().zip(ranks) {
+                let home = shape.group(id).map(|group| group.start / tensor_parallel_size);
+                let own = home.map(|home| expected[home as usize].clone()).unwrap_or_default();
+                assert_eq!(sampled, own, "{id:?} of {shape:?}, in halves: {has_halves}, {by:?}");
+            }
         }
     }
 }

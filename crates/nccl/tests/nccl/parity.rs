@@ -3,8 +3,8 @@
 
 use crate::fake;
 use crate::world::{
-    EXACT, HIDDEN, MAX_ROWS, Model, NUM_EXPERTS, PATIENCE, Random, TOP_K, Work, alone, gpu, home_of, join,
-    place, run,
+    By, EXACT, HIDDEN, MAX_ROWS, Model, NUM_EXPERTS, PATIENCE, Random, TOP_K, Work, alone, gpu, home_of,
+    join, join_by, place, run,
 };
 use chorale_device::{Device, Precision};
 use chorale_link::{Half, Link, Member};
@@ -26,6 +26,10 @@ const SHAPES: [Shape; 9] = [
     shape(2, 2, 5),
     shape(1, 2, 4),
 ];
+
+/// NCCL alone, kernels alone, and now one and now the other, with memory that is
+/// cleared in the midst of it.
+const WAYS: [By; 3] = [By::Nccl, By::KERNELS, By::Kernels { max_bytes: 2048, renewal: 5 }];
 
 /// Steps of a world; in some a home has no rows, in one nobody has.
 fn steps(random: &mut Random, shape: Shape) -> Vec<Work> {
@@ -49,20 +53,20 @@ fn steps(random: &mut Random, shape: Shape) -> Vec<Work> {
 fn answers_come_home_as_if_there_were_one_rank() {
     let library = fake::open(&[]);
     let model = Model::random(1, 2);
-    for shape in SHAPES {
-        for seed in 0..2 {
-            let random = &mut Random(seed + 10 * u64::from(shape.num_ranks));
-            let placement = random.placement(shape.num_ranks, 2);
-            let steps = steps(random, shape);
-            let ranks = run(&library, &model, shape, EXACT, &placement, &steps);
-            let mut num_rows = 0;
-            for (index, work) in steps.iter().enumerate() {
-                let expected: Vec<_> = work.rows.iter().map(|rows| alone(&model, rows)).collect();
-                num_rows += work.rows.iter().map(|rows| rows.len() / HIDDEN).sum::<usize>();
-                for (rank, (homed, _)) in shape.ranks().zip(&ranks) {
-                    let Some(home) = home_of(shape, rank) else { continue };
-                    let found = &homed[index];
-                    assert_eq!(found, &expected[home], "{rank:?} of {shape:?}, seed {seed}, step {index}");
+    for (shape, seed) in SHAPES.into_iter().zip(0..) {
+        let random = &mut Random(seed);
+        let placement = random.placement(shape.num_ranks, 2);
+        let steps = steps(random, shape);
+        let alone = |work: &Work| work.rows.iter().map(|rows| alone(&model, rows)).collect();
+        let expected: Vec<Vec<_>> = steps.iter().map(alone).collect();
+        let rows = steps.iter().flat_map(|work| &work.rows);
+        let num_rows: usize = rows.map(|rows| rows.len() / HIDDEN).sum();
+        for by in WAYS {
+            let ranks = run((&library, by), &model, shape, EXACT, &placement, &steps);
+            for (rank, (homed, _)) in shape.ranks().zip(&ranks) {
+                let Some(home) = home_of(shape, rank) else { continue };
+                for (index, (found, expected)) in homed.iter().zip(&expected).enumerate() {
+                    assert_eq!(found, &expected[home], "{rank:?} of {shape:?}, step {index}, {by:?}");
                 }
             }
             let num_run: u64 = ranks.iter().flat_map(|(_, loads)| loads.concat()).sum();
@@ -87,26 +91,32 @@ fn sums_come_home_where_that_is_asked_for() {
         let random = &mut Random(17);
         let placement = random.placement(shape.num_ranks, 1);
         let steps = steps(random, shape);
-        let ranks = run(&library, &model, shape, exchange, &placement, &steps);
-        for (index, work) in steps.iter().enumerate() {
+        let sums = |rows: &Vec<f32>| {
+            let alone = alone(&model, rows);
+            let mut sums = vec![0.0f32; rows.len()];
+            let choices = alone.answers[0].chunks(HIDDEN).zip(&alone.weights[0]);
+            for (slot, (output, weight)) in choices.enumerate() {
+                let sum = &mut sums[slot / TOP_K * HIDDEN..][..HIDDEN];
+                sum.iter_mut().zip(output).for_each(|(sum, value)| *sum += weight * value);
+            }
+            sums
+        };
+        let expected: Vec<Vec<_>> = steps.iter().map(|work| work.rows.iter().map(sums).collect()).collect();
+        for by in WAYS {
+            let ranks = run((&library, by), &model, shape, exchange, &placement, &steps);
             for (rank, (homed, _)) in shape.ranks().zip(&ranks) {
                 let Some(home) = home_of(shape, rank) else { continue };
-                let expected = alone(&model, &work.rows[home]);
-                let mut sums = vec![0.0f32; work.rows[home].len()];
-                let choices = expected.answers[0].chunks(HIDDEN).zip(&expected.weights[0]);
-                for (slot, (output, weight)) in choices.enumerate() {
-                    let sum = &mut sums[slot / TOP_K * HIDDEN..][..HIDDEN];
-                    sum.iter_mut().zip(output).for_each(|(sum, value)| *sum += weight * value);
-                }
-                let found = &homed[index].answers[0];
-                assert_eq!(found.len(), sums.len(), "{rank:?} of {shape:?}, step {index}");
-                for (found, value) in found.iter().zip(&sums) {
-                    // Half a step of bf16, and what the order of additions does.
-                    let error = (found - value).abs();
-                    assert!(
-                        error <= value.abs() / 255.0 + 1e-5,
-                        "{rank:?} of {shape:?}: {found} for {value}"
-                    );
+                for (index, (found, expected)) in homed.iter().zip(&expected).enumerate() {
+                    let (found, expected) = (&found.answers[0], &expected[home]);
+                    assert_eq!(found.len(), expected.len(), "{rank:?} of {shape:?}, step {index}, {by:?}");
+                    for (found, value) in found.iter().zip(expected) {
+                        // Half a step of bf16, and what the order of additions does.
+                        let error = (found - value).abs();
+                        assert!(
+                            error <= value.abs() / 255.0 + 1e-5,
+                            "{rank:?} of {shape:?}, {by:?}: {found} for {value}"
+                        );
+                    }
                 }
             }
         }
@@ -115,6 +125,12 @@ fn sums_come_home_where_that_is_asked_for() {
 
 #[test]
 fn columns_are_joined_in_rank_order_whatever_their_widths() {
+    for by in WAYS {
+        check_columns(by);
+    }
+}
+
+fn check_columns(by: By) {
     let library = fake::open(&[]);
     let shape = shape(3, 2, 7);
     let placement = Random(1).placement(shape.num_ranks, 1);
@@ -125,7 +141,7 @@ fn columns_are_joined_in_rank_order_whatever_their_widths() {
             scope.spawn(move || {
                 let device = &mut gpu(u64::from(rank.0));
                 let place = place(shape, rank, EXACT, 1);
-                let mut link = join(device, library, transport, place, placement, PATIENCE);
+                let mut link = join_by(by, device, library, transport, place, placement);
                 // Ranks with experts only take no part.
                 let Some(home) = home_of(shape, rank) else { return };
                 for (cols, precision) in [

@@ -5,17 +5,21 @@ use crate::world::PATIENCE;
 use chorale_link::grpc::{LinkPort, Membership, PortConfig};
 use chorale_nccl::{Beginning, BringUpError, Library, NcclError, bring_up};
 use chorale_plan::{Epoch, Rank, Shape};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// `None`, and a word, where there is none.
-fn library() -> Option<Arc<Library>> {
+pub(crate) fn path() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/nccl/libnccl.so.2");
     if !path.exists() {
         eprintln!("no NCCL at {}: run .ci/nccl-library", path.display());
         return None;
     }
-    Some(Arc::new(Library::open(Some(&path)).unwrap()))
+    Some(path)
+}
+
+fn library() -> Option<Arc<Library>> {
+    Some(Arc::new(Library::open(Some(&path()?)).unwrap()))
 }
 
 #[test]

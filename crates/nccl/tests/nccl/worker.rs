@@ -9,8 +9,9 @@ use chorale_link::{LocalAbort, LocalTransport};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_nccl::{Library, NcclLinks};
 use chorale_plan::{
-    Assignment, BlockId, BlockTable, Carrier, Epoch, ExchangeOptions, Placement, Rank as RankId, Room,
-    RowFormat, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens, StepOutput, StepPlan,
+    Assignment, BlockId, BlockTable, Carrier, DenseFormat, Epoch, ExchangeOptions, KvFormat, Placement,
+    Rank as RankId, Room, RowFormat, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens,
+    StepOutput, StepPlan,
 };
 use chorale_worker::{Rank, RankError};
 use std::path::Path;
@@ -46,6 +47,7 @@ fn assignment(
             block_size_tokens: BLOCK_SIZE,
             num_full_blocks: 8,
             num_sliding_blocks: 8,
+            kv_dtype: KvFormat::Bf16,
         },
         exchange: ExchangeOptions {
             timeout_ms: PATIENCE.as_millis() as u32,
@@ -54,6 +56,7 @@ fn assignment(
             overlap_min_rows: None,
         },
         carrier,
+        dense_dtype: DenseFormat::Bf16,
     }
 }
 

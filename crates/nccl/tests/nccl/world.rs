@@ -7,7 +7,7 @@ use chorale_device::{
 };
 use chorale_emulator::{Emulator, Options};
 use chorale_link::{Half, Home, Link, LinkError, LocalTransport, Member, Place, Solo};
-use chorale_nccl::{Beginning, Library, NcclLink, bring_up};
+use chorale_nccl::{Beginning, Library, NcclLink, NcclLinks, bring_up};
 use chorale_plan::{Carrier, Epoch, ExchangeOptions, Placement, Rank, RowFormat, Shape};
 use std::sync::Arc;
 use std::time::Duration;
@@ -246,7 +246,49 @@ pub(crate) fn place(shape: Shape, rank: Rank, exchange: ExchangeOptions, num_lay
     }
 }
 
-/// A rank of a world, joined with the others.
+/// What carries rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    /// NCCL alone.
+    Nccl,
+    /// Kernels of our own where so many bytes come to a rank at most, with memory that
+    /// is cleared after so many exchanges.
+    Kernels { max_bytes: usize, renewal: u32 },
+}
+
+impl By {
+    /// Everything that tests exchange.
+    pub(crate) const KERNELS: Self = Self::Kernels { max_bytes: 1 << 16, renewal: u32::MAX };
+
+    pub(crate) fn links(self, library: &Arc<Library>) -> NcclLinks {
+        let links = NcclLinks::new(Arc::clone(library));
+        match self {
+            Self::Nccl => links.with_small_exchanges(false),
+            Self::Kernels { max_bytes, renewal } => {
+                links.with_small_bytes(max_bytes).with_renewal_after(renewal)
+            }
+        }
+    }
+}
+
+/// A rank of a world, joined with the others, and what carries small exchanges.
+pub(crate) fn join_by(
+    by: By,
+    device: &mut Cuda,
+    library: &Arc<Library>,
+    mut transport: LocalTransport,
+    place: Place,
+    placement: &Placement,
+) -> NcclLink {
+    let Place { epoch, shape, rank, exchange, .. } = place;
+    let timeout = Duration::from_millis(exchange.timeout_ms.into());
+    let comms = bring_up(&mut transport, library, Beginning { epoch, shape, rank, timeout }).unwrap();
+    let circles = by.links(library).circles(device, &mut transport, &place).unwrap();
+    let link = NcclLink::new(device, comms, Box::new(transport), place, placement.clone()).unwrap();
+    link.with_circles(circles)
+}
+
+/// A rank of a world, joined with the others, by NCCL alone.
 pub(crate) fn join(
     device: &mut Cuda,
     library: &Arc<Library>,
@@ -269,7 +311,7 @@ pub(crate) fn home_of(shape: Shape, rank: Rank) -> Option<usize> {
 /// Runs a world through steps; gives what came home to each rank in each of them,
 /// and the rows that each ran by layer and expert.
 pub(crate) fn run(
-    library: &Arc<Library>,
+    (library, by): (&Arc<Library>, By),
     model: &Model,
     shape: Shape,
     exchange: ExchangeOptions,
@@ -282,7 +324,7 @@ pub(crate) fn run(
             scope.spawn(move || {
                 let device = &mut gpu(u64::from(rank.0));
                 let place = place(shape, rank, exchange, model.num_layers());
-                let mut link = join(device, library, transport, place, placement, PATIENCE);
+                let mut link = join_by(by, device, library, transport, place, placement);
                 let experts_of = |layer| placement.experts_of(rank, layer);
                 let home = home_of(shape, rank);
                 let mut bench = Bench::new(device, shape, home.is_some());

@@ -1,5 +1,6 @@
 //! What a worker says.
 
+use super::format::kv_formats;
 use super::v1::worker_message::Said;
 use super::world::{address, rank};
 use super::{MAX_EXPERTS, MAX_LAYERS, MAX_REASON_BYTES, cut, inner, v1};
@@ -45,6 +46,9 @@ impl From<FromWorker> for v1::WorkerMessage {
                 blamed: blamed.map(|rank| rank.0),
                 reason: cut(reason),
             }),
+            FromWorker::CarrierFailed { epoch, step, reason } => {
+                Said::CarrierFailed(v1::CarrierFailed { epoch: epoch.0, step, reason: cut(reason) })
+            }
             FromWorker::Loads { epoch, rows } => {
                 let layers = rows.into_iter().map(|rows| v1::LayerLoads { rows }).collect();
                 Said::Loads(v1::Loads { epoch: epoch.0, layers })
@@ -75,6 +79,7 @@ impl TryFrom<v1::WorkerMessage> for FromWorker {
             Said::Done(done) => ("done", done.try_into()),
             Said::Refused(refused) => ("refused", refused.try_into()),
             Said::Lost(lost) => ("lost", lost.try_into()),
+            Said::CarrierFailed(failed) => ("carrier_failed", failed.try_into()),
             Said::Loads(loads) => ("loads", loads.try_into()),
             Said::Leaving(v1::Leaving {}) => ("leaving", Ok(Self::Leaving)),
         };
@@ -96,6 +101,8 @@ impl From<Offer> for v1::Offer {
             memory_bytes_per_s: offer.memory_bytes_per_s,
             experts_only: offer.experts_only,
             nccl: offer.nccl,
+            kv_dtypes: offer.kv_dtypes.into_iter().map(|format| v1::KvFormat::from(format).into()).collect(),
+            host_expert_bytes: offer.host_expert_bytes,
         }
     }
 }
@@ -115,6 +122,8 @@ impl TryFrom<v1::Offer> for Offer {
             memory_bytes_per_s: message.memory_bytes_per_s,
             experts_only: message.experts_only,
             nccl: message.nccl,
+            kv_dtypes: kv_formats("kv_dtypes", message.kv_dtypes)?,
+            host_expert_bytes: message.host_expert_bytes,
         })
     }
 }
@@ -181,6 +190,16 @@ impl TryFrom<v1::Lost> for FromWorker {
     fn try_from(v1::Lost { epoch, step, blamed, reason }: v1::Lost) -> Result<Self, InvalidField> {
         let reason = short("reason", reason, MAX_REASON_BYTES)?;
         Ok(Self::Lost { epoch: Epoch(epoch), step, blamed: some_rank("blamed", blamed)?, reason })
+    }
+}
+
+impl TryFrom<v1::CarrierFailed> for FromWorker {
+    type Error = InvalidField;
+
+    fn try_from(message: v1::CarrierFailed) -> Result<Self, InvalidField> {
+        let v1::CarrierFailed { epoch, step, reason } = message;
+        let reason = short("reason", reason, MAX_REASON_BYTES)?;
+        Ok(Self::CarrierFailed { epoch: Epoch(epoch), step, reason })
     }
 }
 

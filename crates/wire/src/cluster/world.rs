@@ -1,6 +1,7 @@
 //! Who the ranks are and what each holds. A placement names a rank for every
 //! expert of every layer, so it is packed.
 
+use super::format::{dense_format, kv_format};
 use super::{inner, v1};
 use crate::InvalidField;
 use crate::field::{at_most, in_range, known, present, short};
@@ -47,6 +48,7 @@ impl From<Assignment> for v1::Assigned {
             room: Some(assignment.room.into()),
             exchange: Some(assignment.exchange.into()),
             carrier: carrier.into(),
+            dense_dtype: v1::DenseFormat::from(assignment.dense_dtype).into(),
         }
     }
 }
@@ -82,6 +84,7 @@ impl TryFrom<v1::Assigned> for Assignment {
             room: inner("room", message.room)?,
             exchange: inner("exchange", message.exchange)?,
             carrier: present("carrier", carrier)?,
+            dense_dtype: dense_format("dense_dtype", message.dense_dtype)?,
         })
     }
 }
@@ -171,9 +174,14 @@ fn experts(message: v1::LayerPlacement) -> Result<Vec<Vec<Rank>>, InvalidField> 
 
 impl From<Room> for v1::Room {
     fn from(room: Room) -> Self {
-        let Room { max_step_tokens, max_step_slices, block_size_tokens, num_full_blocks, num_sliding_blocks } =
-            room;
-        Self { max_step_tokens, max_step_slices, block_size_tokens, num_full_blocks, num_sliding_blocks }
+        Self {
+            max_step_tokens: room.max_step_tokens,
+            max_step_slices: room.max_step_slices,
+            block_size_tokens: room.block_size_tokens,
+            num_full_blocks: room.num_full_blocks,
+            num_sliding_blocks: room.num_sliding_blocks,
+            kv_dtype: v1::KvFormat::from(room.kv_dtype).into(),
+        }
     }
 }
 
@@ -192,6 +200,7 @@ impl TryFrom<v1::Room> for Room {
             block_size_tokens: message.block_size_tokens,
             num_full_blocks: message.num_full_blocks,
             num_sliding_blocks: message.num_sliding_blocks,
+            kv_dtype: kv_format("kv_dtype", message.kv_dtype)?,
         })
     }
 }

@@ -30,9 +30,15 @@ fn logprob() -> impl Strategy<Value = f32> {
 pub(crate) fn from_worker() -> impl Strategy<Value = FromWorker> {
     let offer =
         (any::<u64>(), text(), any::<u32>(), text(), address(), text(), any::<[u64; 2]>(), any::<bool>());
-    let offer = (offer, any::<Option<u32>>());
+    let kv_dtypes = prop::sample::subsequence(KvFormat::ALL.to_vec(), 0..=3).prop_shuffle();
+    let offer = (offer, any::<Option<u32>>(), kv_dtypes, any::<u64>());
     let offer = offer.prop_map(
-        |((session, version, protocol, checkpoint, address, device, memory, experts_only), nccl)| {
+        |(
+            (session, version, protocol, checkpoint, address, device, memory, experts_only),
+            nccl,
+            kv_dtypes,
+            host_expert_bytes,
+        )| {
             let [memory_bytes, memory_bytes_per_s] = memory;
             FromWorker::Offer(Offer {
                 session,
@@ -45,6 +51,8 @@ pub(crate) fn from_worker() -> impl Strategy<Value = FromWorker> {
                 memory_bytes_per_s,
                 experts_only,
                 nccl,
+                kv_dtypes,
+                host_expert_bytes,
             })
         },
     );
@@ -70,6 +78,8 @@ pub(crate) fn from_worker() -> impl Strategy<Value = FromWorker> {
     });
     let lost = (epoch(), any::<u64>(), of(rank()), text())
         .prop_map(|(epoch, step, blamed, reason)| FromWorker::Lost { epoch, step, blamed, reason });
+    let carrier_failed = (epoch(), of(any::<u64>()), text())
+        .prop_map(|(epoch, step, reason)| FromWorker::CarrierFailed { epoch, step, reason });
     let loads = (epoch(), 0..4usize, 0..6usize).prop_flat_map(|(epoch, layers, experts)| {
         vec(vec(any::<u64>(), experts), layers).prop_map(move |rows| FromWorker::Loads { epoch, rows })
     });
@@ -88,6 +98,7 @@ pub(crate) fn from_worker() -> impl Strategy<Value = FromWorker> {
         done,
         refused,
         lost,
+        carrier_failed,
         loads,
         Just(FromWorker::Leaving),
     ]
@@ -142,13 +153,20 @@ fn assignment() -> impl Strategy<Value = Assignment> {
         data_parallel_size: data,
         num_ranks: tensor * data + more,
     });
-    let room = (1..=1u32 << 20, 1..=1u32 << 20, 1..=64u32, any::<[u32; 2]>()).prop_map(
-        |(max_step_tokens, max_step_slices, block_size_tokens, [num_full_blocks, num_sliding_blocks])| Room {
+    let kv_dtype = prop::sample::select(KvFormat::ALL.to_vec());
+    let room = ([1..=1u32 << 20, 1..=1u32 << 20], 1..=64u32, any::<[u32; 2]>(), kv_dtype).prop_map(
+        |(
+            [max_step_tokens, max_step_slices],
+            block_size_tokens,
+            [num_full_blocks, num_sliding_blocks],
+            kv_dtype,
+        )| Room {
             max_step_tokens,
             max_step_slices,
             block_size_tokens,
             num_full_blocks,
             num_sliding_blocks,
+            kv_dtype,
         },
     );
     let exchange = (1..=3_600_000u32, any::<[bool; 2]>(), any::<Option<u32>>()).prop_map(
@@ -163,8 +181,9 @@ fn assignment() -> impl Strategy<Value = Assignment> {
         (Just(shape), 0..ranks, vec(address(), ranks as usize), placement(ranks))
     });
     let carrier = any::<bool>().prop_map(|is_nccl| if is_nccl { Carrier::Nccl } else { Carrier::Frames });
-    (epoch(), whole, room, exchange, carrier).prop_map(
-        |(epoch, (shape, rank, addresses, placement), room, exchange, carrier)| Assignment {
+    let dense_dtype = prop::sample::select(vec![DenseFormat::Bf16, DenseFormat::Int8]);
+    (epoch(), whole, room, exchange, carrier, dense_dtype).prop_map(
+        |(epoch, (shape, rank, addresses, placement), room, exchange, carrier, dense_dtype)| Assignment {
             epoch,
             shape,
             rank: Rank(rank),
@@ -173,6 +192,7 @@ fn assignment() -> impl Strategy<Value = Assignment> {
             room,
             exchange,
             carrier,
+            dense_dtype,
         },
     )
 }

@@ -27,6 +27,7 @@ fn assigned() -> v1::Assigned {
             max_step_tokens: 8,
             max_step_slices: 8,
             block_size_tokens: 16,
+            kv_dtype: 1,
             ..Default::default()
         }),
         exchange: Some(v1::ExchangeOptions {
@@ -36,6 +37,7 @@ fn assigned() -> v1::Assigned {
             overlap_min_rows: None,
         }),
         carrier: 1,
+        dense_dtype: 1,
     }
 }
 
@@ -69,6 +71,11 @@ fn a_place_must_be_one_of_the_world() {
     };
     assert_eq!(dispatch(0), "assigned.exchange.dispatch");
     assert_eq!(dispatch(9), "assigned.exchange.dispatch");
+    for bad in [0, 9, -1] {
+        assert_eq!(changed(&|message| message.dense_dtype = bad), "assigned.dense_dtype");
+        let kv_dtype = |message: &mut v1::Assigned| message.room.as_mut().unwrap().kv_dtype = bad;
+        assert_eq!(changed(&kv_dtype), "assigned.room.kv_dtype");
+    }
     assert!(ToWorker::try_from(v1::CoordinatorMessage { said: Some(Said::Assigned(assigned())) }).is_ok());
 }
 
@@ -137,6 +144,14 @@ fn a_plan_must_be_of_numbers() {
 fn workers_are_read_with_the_same_care() {
     let offer = v1::Offer { address: "nowhere".to_owned(), ..Default::default() };
     assert_eq!(reply_refused(Reply::Offer(offer)), "offer.address");
+    let kept = |kv_dtypes: &[i32]| {
+        let (address, kv_dtypes) = ("a:1".to_owned(), kv_dtypes.to_vec());
+        reply_refused(Reply::Offer(v1::Offer { address, kv_dtypes, ..Default::default() }))
+    };
+    assert_eq!(kept(&[1, 0]), "offer.kv_dtypes[1]");
+    assert_eq!(kept(&[9]), "offer.kv_dtypes[0]");
+    assert_eq!(kept(&[2, 3, 2]), "offer.kv_dtypes[2]", "twice the same");
+    assert_eq!(kept(&[1, 2, 3, 1]), "offer.kv_dtypes", "more than there are");
     let pulse = v1::WorkerPulse { waiting_for: Some(u32::MAX), ..Default::default() };
     assert_eq!(reply_refused(Reply::Pulse(pulse)), "pulse.waiting_for");
     let sample = v1::Sample { logprob: Some(f32::NAN), ..Default::default() };

@@ -87,6 +87,8 @@ impl Worker {
             memory_bytes_per_s: config.memory_bytes_per_s,
             experts_only: config.experts_only,
             nccl: config.nccl,
+            kv_dtypes: config.kv_dtypes.clone(),
+            host_expert_bytes: config.host_expert_bytes,
         })
     }
 }

@@ -14,6 +14,7 @@ use crate::{Rank, RankError};
 use backoff::Backoff;
 use chorale_link::grpc::{LinkPort, PortConfig, PortError};
 use chorale_model::checkpoint::Checkpoint;
+use chorale_plan::KvFormat;
 use chorale_wire::tls::{Tls, TlsError};
 use stay::End;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -46,6 +47,10 @@ pub struct WorkerConfig {
     /// The version of NCCL, as its number, by which the rank's device can exchange
     /// with others; `None` if it cannot.
     pub nccl: Option<u32>,
+    /// How the rank's device can keep keys and values, its own choice first.
+    pub kv_dtypes: Vec<KvFormat>,
+    /// Memory of the host for experts, beside `memory_bytes`.
+    pub host_expert_bytes: u64,
     /// The largest frame that another rank may send.
     pub max_frame_bytes: usize,
     /// Deadlines.

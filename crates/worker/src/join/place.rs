@@ -99,9 +99,10 @@ async fn settle(
     said: mpsc::Sender<FromWorker>,
 ) -> FromWorker {
     let loaded = async {
-        loading.await.map_err(|error| {
-            let blamed = if let RankError::Lost { blamed, .. } = &error { *blamed } else { None };
-            FromWorker::Unable { epoch, blamed, reason: error.to_string() }
+        loading.await.map_err(|error| match error {
+            RankError::Carrier { reason } => FromWorker::CarrierFailed { epoch, step: None, reason },
+            RankError::Lost { reason, blamed } => FromWorker::Unable { epoch, blamed, reason },
+            error => FromWorker::Unable { epoch, blamed: None, reason: error.to_string() },
         })
     };
     let connected = async {

@@ -190,6 +190,9 @@ impl Stay<'_> {
             Ok((output, report)) => FromWorker::Done { epoch, output, report },
             Err(RankError::Refused { reason }) => FromWorker::Refused { epoch, step, reason },
             Err(RankError::Lost { reason, blamed }) => FromWorker::Lost { epoch, step, blamed, reason },
+            Err(RankError::Carrier { reason }) => {
+                FromWorker::CarrierFailed { epoch, step: Some(step), reason }
+            }
             Err(RankError::Load { reason }) => FromWorker::Lost { epoch, step, blamed: None, reason },
             Err(RankError::Stopped) => return Err(End::Stopped),
         })

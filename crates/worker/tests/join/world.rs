@@ -3,8 +3,9 @@
 use chorale_device::Cpu;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_plan::{
-    Assignment, BlockId, BlockTable, Carrier, Epoch, ExchangeOptions, FromWorker, Placement, Rank, Room,
-    RowFormat, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens, StepPlan, TokenId,
+    Assignment, BlockId, BlockTable, Carrier, DenseFormat, Epoch, ExchangeOptions, FromWorker, KvFormat,
+    Placement, Rank, Room, RowFormat, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens,
+    StepPlan, TokenId,
 };
 use chorale_worker::join::{Left, Patience, Worker, WorkerConfig, WorkerError};
 use std::num::NonZeroUsize;
@@ -32,6 +33,8 @@ pub(crate) fn config(coordinator: String) -> WorkerConfig {
         memory_bytes_per_s: 1 << 33,
         experts_only: false,
         nccl: None,
+        kv_dtypes: vec![KvFormat::F32, KvFormat::Bf16, KvFormat::Fp8],
+        host_expert_bytes: 0,
         max_frame_bytes: 1 << 24,
         patience: Patience {
             silence: Duration::from_millis(1500),
@@ -85,6 +88,7 @@ pub(crate) fn assignment(epoch: u64, shape: Shape, rank: u32, addresses: &[Strin
             block_size_tokens: BLOCK_SIZE,
             num_full_blocks: 8,
             num_sliding_blocks: 8,
+            kv_dtype: KvFormat::F32,
         },
         exchange: ExchangeOptions {
             timeout_ms: 10_000,
@@ -93,6 +97,7 @@ pub(crate) fn assignment(epoch: u64, shape: Shape, rank: u32, addresses: &[Strin
             overlap_min_rows: None,
         },
         carrier: Carrier::Frames,
+        dense_dtype: DenseFormat::Bf16,
     }
 }
 

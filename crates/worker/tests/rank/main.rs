@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
+mod dtypes;
 mod faults;
 mod parity;
 mod places;

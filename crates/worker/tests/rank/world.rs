@@ -6,8 +6,9 @@ use chorale_model::LoadProgress;
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_plan::{
-    Assignment, Carrier, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, RowFormat, Sample,
-    SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens, StepOutput, StepPlan, TokenId,
+    Assignment, Carrier, DenseFormat, Epoch, ExchangeOptions, KvFormat, Placement, Rank as RankId, Room,
+    RowFormat, Sample, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens, StepOutput, StepPlan,
+    TokenId,
 };
 use chorale_worker::{Rank, RankError};
 use std::future::Future;
@@ -89,6 +90,7 @@ pub(crate) fn assignment(
             block_size_tokens: room.block_size as u32,
             num_full_blocks: room.num_full_blocks as u32,
             num_sliding_blocks: room.num_sliding_blocks as u32,
+            kv_dtype: KvFormat::F32,
         },
         exchange: ExchangeOptions {
             timeout_ms: 10_000,
@@ -97,6 +99,7 @@ pub(crate) fn assignment(
             overlap_min_rows: Some(2),
         },
         carrier: Carrier::Frames,
+        dense_dtype: DenseFormat::Bf16,
     }
 }
 
@@ -115,6 +118,17 @@ impl World {
         shape: Shape,
         placement: Placement,
     ) -> Self {
+        Self::changed(ranks, checkpoint, (epoch, shape), placement, &|_| ())
+    }
+
+    /// The same with other places than usual.
+    pub(crate) fn changed(
+        ranks: Vec<Rank>,
+        checkpoint: &Arc<Checkpoint>,
+        (epoch, shape): (u64, Shape),
+        placement: Placement,
+        change: &dyn Fn(&mut Assignment),
+    ) -> Self {
         let transports = local(shape.num_ranks, Duration::from_secs(10));
         let abort = transports[0].abort_handle();
         let mut loaded = Vec::new();
@@ -123,7 +137,8 @@ impl World {
             let told = Arc::new(Mutex::new(Vec::new()));
             let telling = Arc::clone(&told);
             let on_progress = Box::new(move |progress| telling.lock().unwrap().push(progress));
-            let assignment = assignment(checkpoint, epoch, shape, id, placement.clone());
+            let mut assignment = assignment(checkpoint, epoch, shape, id, placement.clone());
+            change(&mut assignment);
             let transport: Box<dyn Transport> = Box::new(transport);
             taken.push(rank.take(assignment, Arc::clone(checkpoint), transport, on_progress));
             loaded.push(told);

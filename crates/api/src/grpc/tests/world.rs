@@ -114,6 +114,7 @@ impl World {
             block_size_tokens: 16,
             prefix_caching: true,
             since: SystemTime::now(),
+            experts: None,
         })));
     }
 

@@ -5,7 +5,7 @@ use crate::cluster::carrier::carrier;
 use crate::cluster::draft::{Candidate, Draft, Lack, draft};
 use crate::cluster::member::{Member, MemberId};
 use crate::cluster::placement::spread;
-use chorale_plan::{Assignment, Epoch, Rank, ToWorker};
+use chorale_plan::{Assignment, Carrier, Epoch, Rank, ToWorker};
 use chorale_scheduler::HomeConfig;
 use std::sync::Arc;
 
@@ -62,7 +62,10 @@ impl Membership {
         let addresses: Vec<String> =
             draft.members.iter().map(|id| self.members[id].address().to_owned()).collect();
         let versions = draft.members.iter().map(|id| self.members[id].offer.as_ref()?.nccl);
-        let carrier = carrier(&self.config, draft.shape, versions);
+        let carrier = match self.carrier_failures.forbid(&self.sessions(&draft.members)) {
+            true => Carrier::Frames,
+            false => carrier(&self.config, draft.shape, versions),
+        };
         for (&id, rank) in draft.members.iter().zip(draft.shape.ranks()) {
             let assignment = Assignment {
                 epoch: self.epoch,
@@ -73,6 +76,7 @@ impl Membership {
                 room: draft.rooms[rank.0 as usize],
                 exchange: self.config.exchange,
                 carrier,
+                dense_dtype: self.config.dense_dtype,
             };
             self.released.remove(&id);
             if let Some(member) = self.members.get_mut(&id) {
@@ -87,6 +91,8 @@ impl Membership {
             placement,
             pending: None,
             version: 0,
+            carrier,
+            served_ms: None,
             reason: self.reason.clone(),
             phase: Phase::Forming,
         });
@@ -100,6 +106,7 @@ impl Membership {
             return;
         }
         present.phase = Phase::Serving;
+        present.served_ms = Some(self.now_ms);
         let world = world(present);
         if self.has_served {
             self.num_recoveries += 1;

@@ -4,7 +4,7 @@ use super::{Action, Membership, Phase};
 use crate::cluster::blame::culprit;
 use crate::cluster::member::MemberId;
 use crate::cluster::status::FaultStatus;
-use chorale_plan::Rank;
+use chorale_plan::{Carrier, Rank};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What ranks say about a failure.
@@ -17,6 +17,8 @@ pub(super) struct Inquest {
     waits: BTreeMap<Rank, Rank>,
     /// Ranks that failed by themselves.
     failed: BTreeMap<Rank, String>,
+    /// Ranks that are well, and say that what carries rows failed.
+    stranded: BTreeSet<Rank>,
     /// Ranks that would not compute the plan: nobody's fault but the plan's.
     refused: BTreeSet<Rank>,
     /// Ranks that had not done the step, if it took too long.
@@ -25,7 +27,7 @@ pub(super) struct Inquest {
 
 impl Inquest {
     fn num_heard(&self) -> usize {
-        self.waits.len() + self.failed.len() + self.refused.len()
+        self.waits.len() + self.failed.len() + self.stranded.len() + self.refused.len()
     }
 }
 
@@ -39,6 +41,14 @@ impl Membership {
         match blamed {
             Some(blamed) => drop(inquest.waits.insert(rank, blamed)),
             None => drop(inquest.failed.insert(rank, reason.to_owned())),
+        }
+    }
+
+    /// A rank says that what carries rows between the ranks failed.
+    pub(super) fn carrier_failed(&mut self, rank: Rank, reason: &str) {
+        let what = format!("rank {} cannot exchange rows with others: {reason}", rank.0);
+        if let Some(inquest) = self.inquire(&what) {
+            inquest.stranded.insert(rank);
         }
     }
 
@@ -87,6 +97,10 @@ impl Membership {
             self.exclude(&failed, &inquest.reason);
             return;
         }
+        if !inquest.stranded.is_empty() {
+            self.conclude_stranded(&inquest);
+            return;
+        }
         // Those that said nothing may still be waiting, as their pulses tell.
         let mut waits = inquest.waits.clone();
         for (index, id) in members.iter().enumerate() {
@@ -115,6 +129,32 @@ impl Membership {
                 self.dissolve(&inquest.reason);
             }
         }
+    }
+
+    /// What carries rows failed, and no rank did: nobody is left out, and if it is
+    /// not the first time the next world goes without NCCL.
+    fn conclude_stranded(&mut self, inquest: &Inquest) {
+        let Some(present) = &self.present else { return };
+        let (members, carrier) = (present.draft.members.clone(), present.carrier);
+        let served_ms = present.served_ms.map_or(0, |since_ms| self.now_ms.saturating_sub(since_ms));
+        self.note(None, None, &inquest.reason);
+        if carrier == Carrier::Nccl {
+            let sessions = self.sessions(&members);
+            if self.carrier_failures.note(sessions, served_ms) {
+                tracing::warn!(
+                    reason = inquest.reason,
+                    "NCCL has failed these workers again: they exchange rows over gRPC until one is started \
+                     anew or another joins; NCCL_DEBUG=INFO on the workers tells more"
+                );
+            }
+        }
+        self.dissolve(&inquest.reason);
+    }
+
+    /// The processes of some workers.
+    pub(super) fn sessions(&self, members: &[MemberId]) -> BTreeSet<u64> {
+        let session = |id: &MemberId| Some(self.members.get(id)?.offer.as_ref()?.session);
+        members.iter().filter_map(session).collect()
     }
 
     /// A step that hangs or takes too long.

@@ -6,12 +6,13 @@ mod inquest;
 mod offers;
 mod snapshot;
 
+use super::carrier::Failures;
 use super::config::{ClusterConfig, ClusterConfigError};
 use super::draft::{Draft, Lack};
 use super::member::{Member, MemberId, Records};
 use super::status::{ExpertLoads, FaultStatus};
 use balance::Balance;
-use chorale_plan::{Epoch, FromWorker, Placement, Rank, Shape, ToWorker};
+use chorale_plan::{Carrier, Epoch, FromWorker, Placement, Rank, Shape, ToWorker};
 use chorale_scheduler::HomeConfig;
 use inquest::Inquest;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -103,6 +104,9 @@ struct Present {
     pending: Option<Pending>,
     /// The latest version that was told.
     version: u32,
+    carrier: Carrier,
+    /// Since when it serves.
+    served_ms: Option<u64>,
     reason: String,
     phase: Phase,
 }
@@ -159,6 +163,8 @@ pub struct Membership {
     has_served: bool,
     next_pulse_ms: u64,
     balance: Balance,
+    /// How often NCCL has failed.
+    carrier_failures: Failures,
     /// What came to experts in this epoch.
     experts: Arc<ExpertLoads>,
     faults: VecDeque<FaultStatus>,
@@ -192,6 +198,7 @@ impl Membership {
             has_served: false,
             next_pulse_ms: 0,
             balance: Balance::default(),
+            carrier_failures: Failures::default(),
             experts: Arc::default(),
             faults: VecDeque::new(),
             num_faults: 0,
@@ -315,6 +322,12 @@ impl Membership {
                 if is_now(epoch) && (is_step(step) || matches!(present.phase, Phase::Inquest(_))) =>
             {
                 self.witness(rank, blamed, &reason);
+            }
+            FromWorker::CarrierFailed { epoch, step, reason }
+                if is_now(epoch)
+                    && (step.is_none_or(is_step) || matches!(present.phase, Phase::Inquest(_))) =>
+            {
+                self.carrier_failed(rank, &reason);
             }
             FromWorker::Loads { epoch, rows } if is_now(epoch) => {
                 let model = &self.config.model;

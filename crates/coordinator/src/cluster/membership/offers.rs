@@ -88,6 +88,7 @@ impl Membership {
                 false,
             ));
         }
+        self.check_kv(offer)?;
         let twin = self.members.values().find(|member| {
             let other = member.offer.as_ref().filter(|_| member.id != id);
             other.is_some_and(|other| other.address == offer.address && other.session != offer.session)
@@ -100,7 +101,7 @@ impl Membership {
         }
         let model = &self.config.model;
         let least = model.experts_only_bytes + model.expert_bytes * u64::from(model.num_layers);
-        if offer.memory_bytes < least {
+        if offer.memory_bytes.saturating_add(offer.host_expert_bytes) < least {
             return Err((
                 format!(
                     "it offers {} MiB of memory, and one expert of each layer takes {} MiB: give it more, or a \
@@ -112,6 +113,27 @@ impl Membership {
             ));
         }
         Ok(())
+    }
+
+    /// Whether it keeps keys and values as the cluster does.
+    fn check_kv(&self, offer: &Offer) -> Result<(), (String, bool)> {
+        if offer.kv_dtypes.is_empty() {
+            return Err(("it names no way in which it keeps keys and values".to_owned(), false));
+        }
+        // Without attention it keeps none.
+        let asked = self.config.kv_dtype.filter(|_| !offer.experts_only);
+        let Some(asked) = asked.filter(|asked| !offer.kv_dtypes.contains(asked)) else { return Ok(()) };
+        let words: Vec<&str> = offer.kv_dtypes.iter().map(|kept| kept.name()).collect();
+        Err((
+            format!(
+                "the coordinator's --kv-cache-dtype is {}, and this worker's device ({}) keeps keys and values as \
+                 {}: ask the coordinator for one of these or leave it out, or give the worker --experts-only",
+                asked.name(),
+                shown(&offer.device),
+                words.join(" or ")
+            ),
+            false,
+        ))
     }
 
     pub(super) fn turn_away(&mut self, id: MemberId, reason: &str, may_retry: bool) {

@@ -24,6 +24,8 @@ impl Membership {
             wanted_data_parallel_size: self.config.data_parallel_size,
             shape: present.map(|present| present.draft.shape),
             transport: self.config.transport.clone(),
+            carrier: present.map(|present| present.carrier),
+            num_carrier_failures: self.carrier_failures.num_total,
             placement: present.map_or(0, |present| present.placement.version),
             num_rebalances: self.balance.num_rebalances,
             num_moved_experts: self.balance.num_moved_experts,

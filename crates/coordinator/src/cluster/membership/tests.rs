@@ -3,7 +3,7 @@
 use super::*;
 use crate::cluster::status::{ClusterState, MemberState};
 use crate::cluster::test_config;
-use chorale_plan::{Assignment, Offer, PROTOCOL, Pulse, StepOutput, StepReport};
+use chorale_plan::{Assignment, KvFormat, Offer, PROTOCOL, Pulse, StepOutput, StepReport};
 
 fn offer(session: u64) -> Offer {
     Offer {
@@ -17,6 +17,8 @@ fn offer(session: u64) -> Offer {
         memory_bytes_per_s: 10,
         experts_only: false,
         nccl: None,
+        kv_dtypes: vec![KvFormat::F32, KvFormat::Bf16, KvFormat::Fp8],
+        host_expert_bytes: 0,
     }
 }
 
@@ -185,6 +187,22 @@ fn what_cannot_be_used_is_turned_away_with_the_remedy() {
     table.say(7, FromWorker::Offer(offer(7)));
     assert!(table.turned(7).contains("twice"), "{}", table.turned(7));
     assert_eq!(table.membership.members.len(), 1);
+}
+
+#[test]
+fn who_keeps_keys_and_values_otherwise_is_turned_away() {
+    let config = ClusterConfig { kv_dtype: Some(KvFormat::F32), ..test_config(1, 1) };
+    let mut table = Table::new(config);
+    let gpu = |session| Offer { kv_dtypes: vec![KvFormat::Bf16, KvFormat::Fp8], ..offer(session) };
+    table.join(gpu(1));
+    assert!(table.turned(1).contains("--kv-cache-dtype is f32"), "{}", table.turned(1));
+    assert!(table.turned(1).contains("as bf16 or fp8: ask"), "{}", table.turned(1));
+    table.join(Offer { kv_dtypes: Vec::new(), ..offer(2) });
+    assert!(table.turned(2).contains("names no way"), "{}", table.turned(2));
+    table.join(Offer { experts_only: true, ..gpu(3) });
+    table.join(offer(4));
+    assert_eq!(table.membership.members.len(), 2);
+    assert_eq!(table.assignment(4).unwrap().room.kv_dtype, KvFormat::F32);
 }
 
 #[test]
@@ -430,4 +448,5 @@ fn a_coordinator_that_starts_anew_goes_on_above_all_old_epochs() {
     assert_eq!(table.assignment(1).unwrap().epoch, Epoch(5000));
 }
 
+mod carrier;
 mod placement;

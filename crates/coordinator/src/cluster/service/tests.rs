@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cluster::{ClusterExecutor, test_config};
-use chorale_plan::{Offer, PROTOCOL};
+use chorale_plan::{KvFormat, Offer, PROTOCOL};
 use chorale_wire::cluster::v1;
 use chorale_wire::cluster::v1::cluster_client::ClusterClient;
 use chorale_wire::tls::make_certificates;
@@ -33,6 +33,8 @@ fn offer(protocol: u32) -> WorkerMessage {
         memory_bytes_per_s: 1 << 30,
         experts_only: false,
         nccl: None,
+        kv_dtypes: vec![KvFormat::F32, KvFormat::Bf16, KvFormat::Fp8],
+        host_expert_bytes: 0,
     })
     .into()
 }

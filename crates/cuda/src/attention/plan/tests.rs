@@ -17,8 +17,8 @@ fn record(first_row: u32, num_rows: u32, first_position: u32) -> SliceRecord {
     record
 }
 
-fn tiles(record: &SliceRecord, shape: &Shape) -> Vec<(Tile, bool)> {
-    Span { record, table: 0, table_first: 0, window: shape.window }.tiles(shape).collect()
+fn tiles(record: &SliceRecord, shape: &Shape, is_invariant: bool) -> Vec<(Tile, bool)> {
+    Span { record, table: 0, table_first: 0, window: shape.window }.tiles(shape, is_invariant)
 }
 
 /// Each slice on its own: rows, then the position of the first.
@@ -32,12 +32,16 @@ fn tiles_hold_each_row_once_and_splits_each_key() {
     for (group, num_kv_heads) in HEADS {
         for window in [None, Some(1), Some(128), Some(5000)] {
             let shape = shape(group, num_kv_heads, window);
-            for (num_rows, first_position) in slices() {
+            for ((num_rows, first_position), is_invariant) in
+                slices().flat_map(|of| [(of, false), (of, true)])
+            {
                 let mut token = 0;
-                for (tile, is_decode) in tiles(&record(7, num_rows, first_position), &shape) {
+                for (tile, is_decode) in tiles(&record(7, num_rows, first_position), &shape, is_invariant) {
                     assert_eq!((tile.row, tile.position), (7 + token, first_position + token));
                     assert!(tile.num_tokens * group <= if is_decode { DECODE_ROWS } else { PREFILL_ROWS });
-                    assert_eq!(tile.begin, oldest(tile.position, window));
+                    assert_eq!(tile.first, oldest(tile.position, window));
+                    assert!(tile.begin <= tile.first && tile.first - tile.begin < KEY_TILE);
+                    assert!(is_invariant || tile.begin == tile.first);
                     assert_eq!(tile.end, tile.position + tile.num_tokens);
                     assert!(tile.split_keys.is_multiple_of(KEY_TILE));
                     assert!(tile.num_splits <= SPLITS_MAX);
@@ -51,12 +55,33 @@ fn tiles_hold_each_row_once_and_splits_each_key() {
     }
 }
 
+/// Where the keys of each row are cut is a matter of its position.
+#[test]
+fn an_invariant_row_has_the_same_splits_in_every_slice() {
+    for (group, num_kv_heads) in HEADS {
+        for window in [None, Some(1), Some(128), Some(5000)] {
+            let shape = shape(group, num_kv_heads, window);
+            for (num_rows, first_position) in slices() {
+                for (tile, is_decode) in tiles(&record(0, num_rows, first_position), &shape, true) {
+                    assert!(!is_decode && tile.begin.is_multiple_of(KEY_TILE));
+                    for position in tile.position..tile.end {
+                        let [(alone, _)] = tiles(&record(0, 1, position), &shape, true)[..] else { panic!() };
+                        assert_eq!(alone.num_splits == 1, tile.num_splits == 1);
+                        assert!(tile.num_splits == 1 || alone.split_keys == tile.split_keys);
+                        assert!(tile.num_splits == 1 || tile.begin == 0 && alone.begin == 0);
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn partial_results_and_counters_do_not_overlap() {
     let shape = shape(8, 8, None);
     let mut gathered = Gathered::default();
     for (num_rows, first_position) in slices() {
-        for (tile, is_decode) in tiles(&record(0, num_rows, first_position), &shape) {
+        for (tile, is_decode) in tiles(&record(0, num_rows, first_position), &shape, false) {
             gathered.add(tile, is_decode, &shape);
         }
     }
@@ -83,7 +108,7 @@ fn the_longest_come_first() {
     let shape = shape(8, 1, None);
     let mut gathered = Gathered::default();
     for position in [100, 20_000, 5, 300, 70_000] {
-        for (tile, is_decode) in tiles(&record(0, 1, position), &shape) {
+        for (tile, is_decode) in tiles(&record(0, 1, position), &shape, false) {
             gathered.add(tile, is_decode, &shape);
         }
     }
@@ -121,10 +146,11 @@ fn partial_results_stay_within_their_room() {
         records.push(record(index * num_rows, num_rows, length - num_rows));
         records[index as usize].sliding_first = 250;
     }
-    let plan = Plan::new(&columns, &records, &kv, room, &mut descriptor);
+    let options = CudaOptions::default();
+    let plan = Plan::new(&columns, &records, (&kv, options), room, &mut descriptor);
     assert_eq!(plan.full.len(), 8, "{plan:?}");
     assert_eq!(plan.sliding.len(), 1, "{plan:?}");
-    assert!(plan.num_partials <= PARTIAL_ROWS_MAX);
+    assert!(plan.num_partials <= options.partial_rows_max);
     assert!(plan.full.iter().all(|round| round.has_prefill && !round.has_decode));
     let placed = plan.placed(|word| 4096 + u64::from(word) * 4);
     assert_eq!(placed.full[0].work, 4096 + u64::from(room) * 4);

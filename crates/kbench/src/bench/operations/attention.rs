@@ -7,11 +7,22 @@ use crate::noise;
 use crate::reference::Random;
 use chorale_cuda::{Cuda, GpuError};
 use chorale_device::Precision::Half;
-use chorale_device::{Columns, DenseDtype, Device, SliceColumns, Table};
+use chorale_device::{Columns, DenseDtype, Device, KvDtype, SliceColumns, Table};
 use std::ops::Range;
 
 /// Layers that decoding rotates through at most.
 const LAYERS_MAX: usize = 64;
+
+/// What keys and values are kept in.
+const KV_DTYPES: [KvDtype; 2] = [KvDtype::Bf16, KvDtype::Fp8];
+
+/// An operation's name, with what keys and values are kept in unless it is bf16.
+fn named(what: &str, dtype: KvDtype) -> String {
+    match dtype {
+        KvDtype::Bf16 => what.to_owned(),
+        KvDtype::Fp8 | KvDtype::F32 => format!("{what}, {}", dtype.name()),
+    }
+}
 
 /// Sequences with the same positions, whose pages lie mixed.
 fn step(num_sequences: usize, positions: Range<usize>) -> Columns {
@@ -43,12 +54,13 @@ impl Bench<'_> {
             return Ok(());
         }
         let extent = self.extent;
-        for window in [None, Some(self.geometry.window)] {
+        let windows = [None, Some(self.geometry.window)];
+        for (kv, window) in KV_DTYPES.into_iter().flat_map(|kv| windows.map(|window| (kv, window))) {
             for &num_sequences in &extent.decodes {
-                self.layers(num_sequences, extent.context - 1..extent.context, window)?;
+                self.layers(num_sequences, extent.context - 1..extent.context, (kv, window))?;
             }
             for &rows in &extent.operation_prefills {
-                self.layers(1, 0..rows, window)?;
+                self.layers(1, 0..rows, (kv, window))?;
             }
         }
         Ok(())
@@ -58,10 +70,10 @@ impl Bench<'_> {
         &mut self,
         num_sequences: usize,
         positions: Range<usize>,
-        window: Option<u32>,
+        (dtype, window): (KvDtype, Option<u32>),
     ) -> Result<(), GpuError> {
         let geometry = self.geometry;
-        let (hidden, qkv, kv_bytes) = (geometry.hidden, geometry.qkv(), geometry.kv_bytes());
+        let (hidden, qkv, kv_bytes) = (geometry.hidden, geometry.qkv(), geometry.kv_bytes(dtype));
         let is_decode = positions.len() == 1;
         let num_rows = num_sequences * positions.len();
         let cache_bytes = num_sequences * positions.end * kv_bytes;
@@ -69,7 +81,7 @@ impl Bench<'_> {
         let num_layers = if is_decode { rotated.div_ceil(cache_bytes).min(LAYERS_MAX) } else { 2 };
         let device = &mut self.meter.device;
         let num_blocks = num_sequences * positions.end.div_ceil(BLOCK_SIZE);
-        let kv = geometry.kv_shape(vec![window; num_layers], num_blocks);
+        let kv = geometry.kv_shape(dtype, vec![window; num_layers], num_blocks);
         let mut cache = device.kv_cache(&kv)?;
         let weights = device.linear(noise::dense(&mut Random(1), qkv, hidden, true), DenseDtype::Bf16)?;
         let sinks = device.sinks(noise::bf16(&mut Random(2), geometry.heads))?;
@@ -109,7 +121,7 @@ impl Bench<'_> {
             let bytes = 2 * qkv * hidden + 2 * num_rows * (hidden + qkv);
             let work = Work { bytes, flop: 2 * num_rows * hidden * qkv };
             // The same weights each time: where they are read from a cache, its share tells.
-            self.add("qkv with pages", of.clone(), seconds, num_layers, work);
+            self.add(&named("qkv with pages", dtype), of.clone(), seconds, num_layers, work);
         }
         let seconds = self.meter.time(|device| {
             (0..num_layers)
@@ -125,7 +137,7 @@ impl Bench<'_> {
             bytes: num_sequences * seen * kv_bytes + 2 * 2 * num_rows * geometry.queries(),
             flop: num_sequences * keys * 4 * geometry.heads * HEAD_DIM,
         };
-        self.add("attention", of, seconds, num_layers, work);
+        self.add(&named("attention", dtype), of, seconds, num_layers, work);
         Ok(())
     }
 }

@@ -1,10 +1,11 @@
 //! `kbench --check`: primitives first, then every operation, then whole models.
 
 use crate::Arguments;
-use chorale_cuda::{Cuda, Driver, Gpu};
+use chorale_cuda::{Cuda, CudaOptions, Driver, Gpu};
+use chorale_device::{DenseDtype, Device};
 use chorale_kbench::bench::Report;
 use chorale_kbench::checks::families;
-use chorale_kbench::goldens::{self, GOLDENS, Golden};
+use chorale_kbench::goldens::{self, Formats, GOLDENS, Golden};
 use chorale_kbench::primitives::{GPU_TOLERANCE, PRIMITIVES};
 use chorale_kbench::{Demands, Failure, Outcome};
 use chorale_model::checkpoint::Checkpoint;
@@ -72,18 +73,37 @@ fn device(gpu: &Arc<Driver>) -> Cuda {
 type WholeCheck = fn(&Arc<Driver>, &Golden) -> Outcome;
 
 /// Checks of a whole model.
-const WHOLE: [(&str, WholeCheck); 3] = [
-    ("logits agree with the portable device", |gpu, golden| agree(gpu, golden, 400, 64)),
-    ("logits agree in slices", |gpu, golden| agree(gpu, golden, 37, 16)),
+const WHOLE: [(&str, WholeCheck); 5] = [
+    ("logits agree with the portable device", |gpu, golden| agree(gpu, golden, 400, Formats::default())),
+    ("logits agree in slices", |gpu, golden| agree(gpu, golden, 37, Formats::default())),
+    ("logits by weights in eight bits agree", |gpu, golden| {
+        agree(gpu, golden, 100, Formats { dense: DenseDtype::Int8, kv: None })
+    }),
     ("greedy continuations go where the golden ones do", continuations),
+    ("batch-invariant logits depend on nothing beside them", invariance),
 ];
 
-fn agree(gpu: &Arc<Driver>, golden: &Golden, slice: usize, block_size: usize) -> Outcome {
+fn agree(gpu: &Arc<Driver>, golden: &Golden, slice: usize, formats: Formats) -> Outcome {
     let checkpoint = open(golden)?;
-    let right = goldens::portable(golden, &checkpoint, &PROMPTS)?;
-    let room = goldens::limits(slice, block_size);
-    let distance = goldens::agrees(device(gpu), (golden, &checkpoint), (&PROMPTS, &right), room)?;
+    let right = goldens::portable(golden, (&checkpoint, formats), &PROMPTS)?;
+    let room = goldens::limits(slice, if slice < 100 { 16 } else { 64 });
+    let distance = goldens::agrees(device(gpu), (golden, &checkpoint, formats), (&PROMPTS, &right), room)?;
     println!("       {distance:?}");
+    Ok(())
+}
+
+fn invariance(gpu: &Arc<Driver>, golden: &Golden) -> Outcome {
+    let checkpoint = open(golden)?;
+    for &kv_dtype in Cuda::KV_DTYPES {
+        let mut device = device(gpu);
+        device.set_options(CudaOptions { batch_invariant: true, ..CudaOptions::default() });
+        let differing = goldens::differing_cuts(device, &checkpoint, kv_dtype)?;
+        if differing > 0 {
+            return Err(Failure(format!(
+                "{kv_dtype:?} keys and values: other bits in {differing} cuts of 3"
+            )));
+        }
+    }
     Ok(())
 }
 

@@ -8,7 +8,8 @@ mod checking;
 mod ranks;
 
 use chorale_cuda::{Driver, Gpu, GpuError, Options, probe};
-use chorale_kbench::bench::{self, Extent, Geometry, Machine, Report};
+use chorale_kbench::bench::{self, Extent, Geometry, Machine, Measurement, Report};
+use chorale_kbench::circle;
 use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,6 +29,14 @@ struct Arguments {
     /// Serve with so many worker processes on this one GPU, over gRPC
     #[arg(long, value_name = "N")]
     ranks: Option<u32>,
+    /// With --ranks: once more by NCCL, from this libnccl.so.2, which has to take several ranks
+    /// on one GPU; what comes of it is written down and fails nothing
+    #[arg(long, value_name = "FILE", requires = "ranks")]
+    nccl: Option<PathBuf>,
+    /// Let so many ranks of this process exchange what is small by kernels: each on a GPU of
+    /// its own where there are as many, else all on this one, where times mean nothing
+    #[arg(long, value_name = "N")]
+    circle: Option<usize>,
     /// Small shapes and few cases: for tools that slow everything down
     #[arg(long)]
     quick: bool,
@@ -82,6 +91,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         let machine = Machine::real(Arc::clone(&gpu));
         bench::run(&machine, &Geometry::GPT_OSS_120B, &extent(arguments), &mut report);
     }
+    if let Some(count) = arguments.circle {
+        exchange(count, (&gpu, found.len()), arguments, &mut report)?;
+    }
     // The context keeps memory that workers on the same GPU need.
     drop(gpu);
     if let Some(count) = arguments.ranks {
@@ -92,6 +104,35 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         report.write(folder)?;
     }
     Ok(report.is_well())
+}
+
+/// Ranks of this process exchange with each other.
+fn exchange(
+    count: usize,
+    (gpu, num_gpus): (&Arc<Driver>, usize),
+    arguments: &Arguments,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let has_each = num_gpus >= count;
+    let mut gpus: Vec<Arc<dyn Gpu>> = vec![Arc::<Driver>::clone(gpu)];
+    for other in (0..).filter(|&ordinal| ordinal != arguments.device || !has_each).take(count.max(1) - 1) {
+        let ordinal = if has_each { other } else { arguments.device };
+        gpus.push(Driver::open(ordinal, &Options::default())?);
+    }
+    let whose = if has_each { "a GPU each" } else { "one GPU, so times mean nothing" };
+    let started = Instant::now();
+    let found = circle::run(&gpus, circle::EXCHANGES);
+    for exchanged in found.iter().flatten() {
+        report.measured(Measurement {
+            what: "small exchange".to_owned(),
+            of: format!("{} bytes from each of {count} ranks, {whose}", exchanged.bytes),
+            microseconds: exchanged.microseconds,
+            ..Measurement::default()
+        });
+    }
+    let name = format!("{count} ranks, {whose}");
+    report.check("small exchanges", &name, started.elapsed(), found.map(|_| ()));
+    Ok(())
 }
 
 fn extent(arguments: &Arguments) -> Extent {

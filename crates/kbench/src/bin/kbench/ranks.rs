@@ -29,19 +29,13 @@ pub(crate) fn run(count: u32, arguments: &Arguments, report: &mut Report) -> any
         return Ok(());
     }
     let started = Instant::now();
-    let alone = answer(&binary, 1, arguments.device);
-    let found = alone.and_then(|alone| Ok((alone, answer(&binary, count, arguments.device)?)));
+    let by_frames = Cluster { binary: &binary, device: arguments.device, count, nccl: None };
+    let alone = Cluster { count: 1, ..by_frames }.answer();
+    let found = alone.and_then(|alone| Ok((alone, by_frames.answer()?)));
     match found {
         Ok((alone, together)) => {
-            for (ranks, answer) in [(1, &alone), (count, &together)] {
-                report.measured(Measurement {
-                    what: "served tokens".to_owned(),
-                    of: format!("demo model, {ranks} worker processes"),
-                    microseconds: answer.seconds * 1e6 / answer.tokens as f64,
-                    tokens_per_s: Some(answer.tokens as f64 / answer.seconds),
-                    ..Measurement::default()
-                });
-            }
+            measured(report, "1 worker process", &alone);
+            measured(report, &format!("{count} worker processes"), &together);
             // Rows are rounded on their way in either world, but not added in another order.
             let same = alone.text == together.text;
             let found = if same {
@@ -50,10 +44,45 @@ pub(crate) fn run(count: u32, arguments: &Arguments, report: &mut Report) -> any
                 Err(format!("one rank says {:?}, {count} say {:?}", alone.text, together.text))
             };
             report.check("ranks", &what, started.elapsed(), found);
+            if let Some(library) = &arguments.nccl {
+                let by_nccl = Cluster { nccl: Some(library), ..by_frames }.answer();
+                let words = told(report, count, (&alone, by_nccl));
+                println!("{what}, by NCCL: {words}");
+                if let Some(folder) = &arguments.json {
+                    std::fs::create_dir_all(folder)?;
+                    std::fs::write(folder.join("nccl.txt"), format!("{words}\n"))?;
+                }
+            }
         }
         Err(error) => report.check("ranks", &what, started.elapsed(), Err(format!("{error:#}"))),
     }
     Ok(())
+}
+
+fn measured(report: &mut Report, by: &str, answer: &Answer) {
+    report.measured(Measurement {
+        what: "served tokens".to_owned(),
+        of: format!("demo model, {by}"),
+        microseconds: answer.seconds * 1e6 / answer.tokens as f64,
+        tokens_per_s: Some(answer.tokens as f64 / answer.seconds),
+        ..Measurement::default()
+    });
+}
+
+/// What came of the ranks that were to exchange by NCCL: not all of its versions take
+/// several on one GPU, so that they do not is no failure.
+fn told(report: &mut Report, count: u32, (alone, found): (&Answer, anyhow::Result<Answer>)) -> String {
+    match found {
+        Ok(answer) if answer.carrier == "nccl" => {
+            measured(report, &format!("{count} worker processes by NCCL"), &answer);
+            match answer.text == alone.text {
+                true => "it carried, and the answer is that of one rank".to_owned(),
+                false => format!("it carried, and one rank says {:?}, all say {:?}", alone.text, answer.text),
+            }
+        }
+        Ok(answer) => format!("it did not carry, {} did: {}", answer.carrier, answer.faults),
+        Err(error) => format!("no answer: {error:#}"),
+    }
 }
 
 /// What was answered to one question.
@@ -61,6 +90,33 @@ struct Answer {
     text: String,
     tokens: usize,
     seconds: f64,
+    /// By what rows were exchanged.
+    carrier: String,
+    /// What went wrong before.
+    faults: String,
+}
+
+/// NCCL takes ranks of one host that have one GPU for a mistake, so each is a host of
+/// its own, and all go over the loopback; newer ones are told that it is none.
+const NCCL_ON_ONE_GPU: [(&str, &str); 8] = [
+    ("NCCL_SOCKET_IFNAME", "lo"),
+    ("NCCL_IB_DISABLE", "1"),
+    ("NCCL_P2P_DISABLE", "1"),
+    ("NCCL_SHM_DISABLE", "1"),
+    ("NCCL_NVLS_ENABLE", "0"),
+    ("NCCL_MAX_CTAS", "2"),
+    ("NCCL_MULTI_RANK_GPU_ENABLE", "1"),
+    ("NCCL_DEBUG", "INFO"),
+];
+
+/// A coordinator and workers, each a home of its own.
+#[derive(Clone, Copy)]
+struct Cluster<'a> {
+    binary: &'a Path,
+    device: usize,
+    count: u32,
+    /// The library by which rows are to be exchanged; frames if none.
+    nccl: Option<&'a Path>,
 }
 
 /// Processes that end with this one.
@@ -70,12 +126,13 @@ struct World {
 }
 
 impl World {
-    fn start(&mut self, name: &str, binary: &Path, arguments: &[String]) -> anyhow::Result<()> {
+    fn start(&mut self, name: &str, command: &mut Command) -> anyhow::Result<()> {
         let log = File::create(self.log(name))?;
-        let process = Command::new(binary)
-            .args(arguments)
+        let binary = PathBuf::from(command.get_program());
+        let process = command
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            // NCCL writes here.
+            .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {}", binary.display()))?;
@@ -116,45 +173,68 @@ fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// Starts a coordinator and workers, each a home of its own, and asks them.
-fn answer(binary: &Path, count: u32, device: usize) -> anyhow::Result<Answer> {
-    let mut world = World { processes: Vec::new(), folder: tempfile::tempdir()? };
-    let (door, cluster) = (free_port()?, free_port()?);
-    let words = |text: String| text.split_whitespace().map(str::to_owned).collect::<Vec<String>>();
-    world.start(
-        "coordinator",
-        binary,
-        &words(format!(
-            "coordinator demo --offline --insecure --host 127.0.0.1 --port {door} \
-             --cluster-listen 127.0.0.1:{cluster} --data-parallel-size {count} --max-model-len 1024"
-        )),
-    )?;
-    for rank in 0..count {
-        world.start(
-            &format!("worker-{rank}"),
-            binary,
-            &words(format!(
-                "worker demo --offline --insecure --coordinator 127.0.0.1:{cluster} --device cuda:{device} \
-                 --device-memory {DEVICE_MEMORY}"
-            )),
-        )?;
+impl Cluster<'_> {
+    fn command(&self, words: &str) -> Command {
+        let mut command = Command::new(self.binary);
+        command.args(words.split_whitespace());
+        command
     }
-    wait_until_ready(&world, door)?;
-    let body = json!({
-        "model": "demo",
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
-        "max_tokens": MAX_TOKENS,
-        "temperature": 0
-    });
-    let ask = || post(door, "/v1/chat/completions", &body);
-    // The first answer makes graphs.
-    ask().with_context(|| world.last_words())?;
-    let started = Instant::now();
-    let answer = ask().with_context(|| world.last_words())?;
-    let seconds = started.elapsed().as_secs_f64();
-    let tokens = answer["usage"]["completion_tokens"].as_u64().unwrap_or(0) as usize;
-    ensure!(tokens > 0, "no tokens: {answer}");
-    Ok(Answer { text: answer["choices"][0]["message"].to_string(), tokens, seconds })
+
+    fn worker(&self, rank: u32, cluster: u16) -> Command {
+        let device = self.device;
+        let mut command = self.command(&format!(
+            "worker demo --offline --insecure --coordinator 127.0.0.1:{cluster} --device cuda:{device} \
+             --device-memory {DEVICE_MEMORY} --nccl"
+        ));
+        match self.nccl {
+            Some(library) => {
+                command.arg(library).envs(NCCL_ON_ONE_GPU).env("NCCL_HOSTID", format!("rank-{rank}"))
+            }
+            None => command.arg("off"),
+        };
+        command
+    }
+
+    /// Starts all, and asks them.
+    fn answer(&self) -> anyhow::Result<Answer> {
+        let mut world = World { processes: Vec::new(), folder: tempfile::tempdir()? };
+        let (door, cluster, count) = (free_port()?, free_port()?, self.count);
+        // NCCL that does not come to an end is given up before others wait too long.
+        let mut coordinator = self.command(&format!(
+            "coordinator demo --offline --insecure --host 127.0.0.1 --port {door} \
+             --cluster-listen 127.0.0.1:{cluster} --data-parallel-size {count} --max-model-len 1024 \
+             --hang-timeout 10"
+        ));
+        world.start("coordinator", &mut coordinator)?;
+        for rank in 0..count {
+            world.start(&format!("worker-{rank}"), &mut self.worker(rank, cluster))?;
+        }
+        wait_until_ready(&world, door)?;
+        let body = json!({
+            "model": "demo",
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": MAX_TOKENS,
+            "temperature": 0
+        });
+        let ask = || post(door, "/v1/chat/completions", &body);
+        // The first answer makes graphs.
+        ask().with_context(|| world.last_words())?;
+        let started = Instant::now();
+        let answer = ask().with_context(|| world.last_words())?;
+        let seconds = started.elapsed().as_secs_f64();
+        let tokens = answer["usage"]["completion_tokens"].as_u64().unwrap_or(0) as usize;
+        ensure!(tokens > 0, "no tokens: {answer}");
+        let status: Value = serde_json::from_str(&request(door, "GET", "/v1/cluster", "")?.1)?;
+        let faults = status["faults"].as_array().into_iter().flatten();
+        let faults: Vec<&str> = faults.filter_map(|fault| fault["reason"].as_str()).collect();
+        Ok(Answer {
+            text: answer["choices"][0]["message"].to_string(),
+            tokens,
+            seconds,
+            carrier: status["carrier"].as_str().unwrap_or("?").to_owned(),
+            faults: faults.join("; "),
+        })
+    }
 }
 
 fn wait_until_ready(world: &World, door: u16) -> anyhow::Result<()> {

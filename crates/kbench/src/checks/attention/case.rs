@@ -18,6 +18,8 @@ pub(super) struct Shape {
     pub(super) head_dim: usize,
     pub(super) window: Option<u32>,
     pub(super) block_size: usize,
+    /// What keys and values are kept in, or the device's first choice.
+    pub(super) kv: Option<KvDtype>,
 }
 
 /// A layer and the rows of some sequences before it.
@@ -51,6 +53,7 @@ impl Shape {
             head_dim: random.pick(demands.head_dims),
             window: random.pick(&[None, None, Some(1), Some(5), Some(16), Some(1000)]),
             block_size: random.pick(demands.block_sizes),
+            kv: None,
         }
     }
 
@@ -62,13 +65,13 @@ impl Shape {
         self.num_kv_heads * self.head_dim
     }
 
-    fn kv_shape(&self, num_blocks: usize) -> KvShape {
+    fn kv_shape<D: Device>(&self, num_blocks: usize) -> KvShape {
         KvShape {
             windows: vec![self.window],
             num_query_heads: self.num_heads,
             num_kv_heads: self.num_kv_heads,
             head_dim: self.head_dim,
-            dtype: KvDtype::Bf16,
+            dtype: self.kv.unwrap_or(D::KV_DTYPES[0]),
             block_size: self.block_size,
             num_full_blocks: num_blocks,
             num_sliding_blocks: num_blocks,
@@ -89,19 +92,61 @@ impl Shape {
     }
 }
 
+/// The nearest sixteenth.
+fn sixteenths(value: f64) -> f64 {
+    (value * 16.0).round() / 16.0
+}
+
 impl Case {
     pub(super) fn random(random: &mut Random, demands: &Demands, shape: Shape, lengths: &[usize]) -> Self {
         let hidden = demands.cols(24);
         let outputs = shape.query_rows() + 2 * shape.kv_rows();
-        let weights = random.rows(outputs, hidden, 0.6);
-        let bias = random.row(outputs, 0.5);
+        // FP8 is so coarse that a sum's last bit may decide between two numbers far
+        // apart: then sums are exact in any order.
+        let coarse = |rows: Rows| match shape.kv {
+            Some(KvDtype::Fp8) => {
+                rows.into_iter().map(|row| row.into_iter().map(sixteenths).collect()).collect()
+            }
+            _ => rows,
+        };
+        let weights = coarse(random.rows(outputs, hidden, 0.6));
+        let bias = coarse(vec![random.row(outputs, 0.5)]).concat();
         let sinks = random.row(shape.num_heads, 2.0);
         let sequences = lengths.iter().map(|&length| {
-            let rows = random.rows(length, hidden, 1.0);
+            let rows = coarse(random.rows(length, hidden, 1.0));
             Sequence { projected: reference::project(&rows, &weights, &bias), rows }
         });
         let sequences = sequences.collect();
         Self { shape, weights, bias, sinks, sequences }
+    }
+
+    /// One sequence whose values are given for each row, all heads' the same, and
+    /// whose queries and keys are 0.
+    pub(super) fn of_values(
+        random: &mut Random,
+        demands: &Demands,
+        shape: Shape,
+        length: usize,
+        mut values: impl FnMut(&mut Random, usize) -> Vec<f64>,
+    ) -> Self {
+        let hidden = demands.cols(shape.head_dim);
+        let first = shape.query_rows() + shape.kv_rows();
+        let outputs = first + shape.kv_rows();
+        let weight = |output: usize, col: usize| {
+            f64::from(u8::from(output >= first && (output - first) % shape.head_dim == col))
+        };
+        let weights: Rows =
+            (0..outputs).map(|output| (0..hidden).map(|col| weight(output, col)).collect()).collect();
+        let mut row = |index| {
+            let mut row = values(random, index);
+            row.resize(hidden, 0.0);
+            row
+        };
+        let rows: Rows = (0..length).map(&mut row).collect();
+        let bias = vec![0.0; outputs];
+        let sinks = vec![-1000.0; shape.num_heads];
+        let projected = reference::project(&rows, &weights, &bias);
+        Self { shape, weights, bias, sinks, sequences: vec![Sequence { projected, rows }] }
     }
 
     /// One row's rotated queries.
@@ -120,24 +165,26 @@ impl Case {
         let projected = &self.sequences[sequence].projected;
         let head = |position: usize, index: usize| &projected[position][index * head_dim..][..head_dim];
         let round = |values: Vec<f64>| -> Vec<f64> { values.into_iter().map(|v| demands.round(v)).collect() };
-        let rotated = |first_head: usize, index: usize| -> Rows {
-            let rotate = |position| {
-                round(reference::rotate(head(position, first_head + index), position as u32, &rope))
-            };
+        let keep = |values: Vec<f64>| match self.shape.kv {
+            Some(KvDtype::Fp8) => reference::kept_fp8(&values),
+            _ => round(values),
+        };
+        let rotated = |index: usize| -> Rows {
+            let rotate = |position| reference::rotate(head(position, index), position as u32, &rope);
             (0..projected.len()).map(rotate).collect()
         };
         let mut context = vec![0.0; projected.len() * num_heads * head_dim];
         for kv_head in 0..num_kv_heads {
-            let keys = rotated(num_heads, kv_head);
-            let value = |position| round(head(position, num_heads + num_kv_heads + kv_head).to_vec());
+            let keys: Rows = rotated(num_heads + kv_head).into_iter().map(keep).collect();
+            let value = |position| keep(head(position, num_heads + num_kv_heads + kv_head).to_vec());
             let values: Rows = (0..projected.len()).map(value).collect();
             let heads_each = num_heads / num_kv_heads;
             for query_head in kv_head * heads_each..(kv_head + 1) * heads_each {
-                for (position, query) in rotated(0, query_head).iter().enumerate() {
+                for (position, query) in rotated(query_head).into_iter().map(round).enumerate() {
                     let visible = self.shape.oldest(position)..position + 1;
                     let keys: Vec<&[f64]> = keys[visible.clone()].iter().map(Vec::as_slice).collect();
                     let values: Vec<&[f64]> = values[visible].iter().map(Vec::as_slice).collect();
-                    let out = reference::attend(query, &keys, &values, self.sinks[query_head]);
+                    let out = reference::attend(&query, &keys, &values, self.sinks[query_head]);
                     context[(position * num_heads + query_head) * head_dim..][..head_dim]
                         .copy_from_slice(&out);
                 }
@@ -156,7 +203,7 @@ impl Case {
         let shape = self.shape;
         let rows = &self.sequences[0].rows;
         let pages = shape.oldest(first) / shape.block_size..(first + rows.len()).div_ceil(shape.block_size);
-        let kv = shape.kv_shape(pages.len());
+        let kv = shape.kv_shape::<D>(pages.len());
         let mut cache = device.kv_cache(&kv)?;
         let weights = device.linear(source(self), DenseDtype::Bf16)?;
         let samples = device.samples(1)?;
@@ -192,7 +239,7 @@ impl Case {
         let num_blocks = self.sequences.iter().map(pages_of).sum();
         let num_rows = |step: &Vec<Work>| step.iter().map(|work| work.slice.len()).sum();
         let max_rows: usize = steps.iter().map(num_rows).max().unwrap_or(0);
-        let kv = shape.kv_shape(num_blocks);
+        let kv = shape.kv_shape::<D>(num_blocks);
         let mut cache = device.kv_cache(&kv)?;
         let weights = device.linear(source(self), DenseDtype::Bf16)?;
         let sinks = device.sinks(to_bf16(&self.sinks))?;
