@@ -24,9 +24,10 @@ const MACHINES: [(u64, u32); 2] = [(1, 4), (2, 132)];
 /// products round alike: then the order of additions is all that could differ.
 const DEMANDS: Demands = Demands { is_steady: true, num_cases: 8, is_full_size: false, ..Demands::CUDA };
 
-/// Kernels that no operation of a device launches by itself: those of links, and
-/// what counts experts where some lie with the host (tests/offload.rs).
-const OF_OTHERS: [&str; 2] = ["exchange.cu", "count_experts.cu"];
+/// Kernels that no operation of a device launches by itself: those of links
+/// (tests/one_shot.rs, and the tests of NCCL's link), and what counts experts where
+/// some lie with the host (tests/offload.rs).
+const OF_OTHERS: [&str; 3] = ["exchange.cu", "one_shot.cu", "count_experts.cu"];
 
 /// An emulator that remembers what was launched.
 struct Remembering {

@@ -313,8 +313,6 @@ impl Agreement<'_> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
-
     use super::*;
     use chorale_emulator::{Emulator, Options};
 

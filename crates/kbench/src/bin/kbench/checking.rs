@@ -1,8 +1,8 @@
 //! `kbench --check`: primitives first, then every operation, then whole models.
 
 use crate::Arguments;
-use chorale_cuda::{Cuda, CudaOptions, Driver, Gpu};
-use chorale_device::{DenseDtype, Device};
+use chorale_cuda::{Cuda, CudaOptions, Driver, ExpertRoom, Gpu};
+use chorale_device::{DenseDtype, Device, KvDtype};
 use chorale_kbench::bench::Report;
 use chorale_kbench::checks::families;
 use chorale_kbench::goldens::{self, Formats, GOLDENS, Golden};
@@ -73,12 +73,16 @@ fn device(gpu: &Arc<Driver>) -> Cuda {
 type WholeCheck = fn(&Arc<Driver>, &Golden) -> Outcome;
 
 /// Checks of a whole model.
-const WHOLE: [(&str, WholeCheck); 5] = [
+const WHOLE: [(&str, WholeCheck); 7] = [
     ("logits agree with the portable device", |gpu, golden| agree(gpu, golden, 400, Formats::default())),
     ("logits agree in slices", |gpu, golden| agree(gpu, golden, 37, Formats::default())),
     ("logits by weights in eight bits agree", |gpu, golden| {
         agree(gpu, golden, 100, Formats { dense: DenseDtype::Int8, kv: None })
     }),
+    ("logits over keys and values in eight bits agree", |gpu, golden| {
+        agree(gpu, golden, 100, Formats { kv: Some(KvDtype::Fp8), ..Formats::default() })
+    }),
+    ("logits owe nothing to where experts lie", offload),
     ("greedy continuations go where the golden ones do", continuations),
     ("batch-invariant logits depend on nothing beside them", invariance),
 ];
@@ -102,6 +106,34 @@ fn invariance(gpu: &Arc<Driver>, golden: &Golden) -> Outcome {
             return Err(Failure(format!(
                 "{kv_dtype:?} keys and values: other bits in {differing} cuts of 3"
             )));
+        }
+    }
+    Ok(())
+}
+
+/// A quarter of the experts on the GPU, others read where they are, streamed, or
+/// brought there meanwhile.
+fn offload(gpu: &Arc<Driver>, golden: &Golden) -> Outcome {
+    let checkpoint = open(golden)?;
+    let (num_layers, num_experts) = (checkpoint.config().num_layers(), checkpoint.config().num_experts);
+    for slice in [3, 100] {
+        let limits = goldens::limits(slice, 16);
+        let logits = |device: Cuda| {
+            let mut engine = goldens::engine(device, (&checkpoint, Formats::default()), limits)?;
+            goldens::logits(&mut engine, &golden.prompt(PROMPTS[2])?, limits)
+        };
+        let whole = logits(device(gpu))?;
+        let mut sparse = device(gpu);
+        let room = ExpertRoom { gpu_experts: num_layers * num_experts / 4, ring_experts: 2, num_layers };
+        let traffic = sparse.set_expert_room(room);
+        let found = logits(sparse)?;
+        let counts = traffic.counts();
+        println!("       slices of {slice}: {counts:?}");
+        if !found.iter().map(|logit| logit.to_bits()).eq(whole.iter().map(|logit| logit.to_bits())) {
+            return Err(Failure(format!("slices of {slice}: other bits than with all experts on the GPU")));
+        }
+        if counts.host_experts == 0 {
+            return Err(Failure("no expert lies with the host".to_owned()));
         }
     }
     Ok(())

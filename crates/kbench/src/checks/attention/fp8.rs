@@ -46,7 +46,9 @@ pub(in crate::checks) fn fp8_rows<D: Device>(device: &mut D, demands: &Demands) 
             values
         });
         let expected = case.expected(demands, 0);
-        let found = case.run(device, demands, &one_by_one(&[0..num_rows]), index as u64)?.concat();
+        let found = case
+            .run(device, demands, &one_by_one(std::slice::from_ref(&(0..num_rows))), index as u64)?
+            .concat();
         ensure(found.len() == expected.len(), || format!("{} values", found.len()))?;
         for (at, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
             ensure(f64::from(found) == expected, || {
