@@ -71,33 +71,92 @@ pub(super) struct Wide {
     pub(super) time: u32,
 }
 
-/// The names of a kernel for each kind of results.
-macro_rules! names {
-    ($kind:literal, $of:literal) => {
-        Names {
-            half: concat!("linear_", $of, "half_", $kind),
-            full: concat!("linear_", $of, "full_", $kind),
-            qkv: concat!("qkv_", $of, $kind),
-        }
-    };
+const fn names(half: &'static str, full: &'static str, qkv: &'static str) -> Names {
+    Names { half, full, qkv }
 }
 
 static BF16: Family = {
     let dtype = DenseDtype::Bf16;
     Family {
-        narrow: Skinny { names: names!("8x1", ""), dtype, tokens: 8, tiles: 1, steps: 2, stages: 7 },
+        narrow: Skinny {
+            names: names("linear_half_8x1", "linear_full_8x1", "qkv_8x1"),
+            dtype,
+            tokens: 8,
+            tiles: 1,
+            steps: 2,
+            stages: 7,
+        },
         skinny: [
-            Skinny { names: names!("8x2", ""), dtype, tokens: 8, tiles: 2, steps: 2, stages: 4 },
-            Skinny { names: names!("16x2", ""), dtype, tokens: 16, tiles: 2, steps: 1, stages: 6 },
-            Skinny { names: names!("32x2", ""), dtype, tokens: 32, tiles: 2, steps: 1, stages: 5 },
-            Skinny { names: names!("64x2", ""), dtype, tokens: 64, tiles: 2, steps: 1, stages: 3 },
+            Skinny {
+                names: names("linear_half_8x2", "linear_full_8x2", "qkv_8x2"),
+                dtype,
+                tokens: 8,
+                tiles: 2,
+                steps: 2,
+                stages: 4,
+            },
+            Skinny {
+                names: names("linear_half_16x2", "linear_full_16x2", "qkv_16x2"),
+                dtype,
+                tokens: 16,
+                tiles: 2,
+                steps: 1,
+                stages: 6,
+            },
+            Skinny {
+                names: names("linear_half_32x2", "linear_full_32x2", "qkv_32x2"),
+                dtype,
+                tokens: 32,
+                tiles: 2,
+                steps: 1,
+                stages: 5,
+            },
+            Skinny {
+                names: names("linear_half_64x2", "linear_full_64x2", "qkv_64x2"),
+                dtype,
+                tokens: 64,
+                tiles: 2,
+                steps: 1,
+                stages: 3,
+            },
         ],
-        tiled_128: Tiled { names: names!("tiled128", ""), dtype, tokens: 128, stages: 3 },
-        tiled_32: Tiled { names: names!("tiled32", ""), dtype, tokens: 32, stages: 4 },
+        tiled_128: Tiled {
+            names: names("linear_half_tiled128", "linear_full_tiled128", "qkv_tiled128"),
+            dtype,
+            tokens: 128,
+            stages: 3,
+        },
+        tiled_32: Tiled {
+            names: names("linear_half_tiled32", "linear_full_tiled32", "qkv_tiled32"),
+            dtype,
+            tokens: 32,
+            stages: 4,
+        },
         wide: [
-            Wide { names: names!("wide256", ""), dtype, tokens: 256, multipliers: 2, stages: 4, time: 100 },
-            Wide { names: names!("wide128", ""), dtype, tokens: 128, multipliers: 2, stages: 6, time: 64 },
-            Wide { names: names!("narrow128", ""), dtype, tokens: 128, multipliers: 1, stages: 8, time: 48 },
+            Wide {
+                names: names("linear_half_wide256", "linear_full_wide256", "qkv_wide256"),
+                dtype,
+                tokens: 256,
+                multipliers: 2,
+                stages: 4,
+                time: 100,
+            },
+            Wide {
+                names: names("linear_half_wide128", "linear_full_wide128", "qkv_wide128"),
+                dtype,
+                tokens: 128,
+                multipliers: 2,
+                stages: 6,
+                time: 64,
+            },
+            Wide {
+                names: names("linear_half_narrow128", "linear_full_narrow128", "qkv_narrow128"),
+                dtype,
+                tokens: 128,
+                multipliers: 1,
+                stages: 8,
+                time: 48,
+            },
         ],
     }
 };
@@ -105,18 +164,63 @@ static BF16: Family = {
 static INT8: Family = {
     let dtype = DenseDtype::Int8;
     Family {
-        narrow: Skinny { names: names!("8x1", "int8_"), dtype, tokens: 8, tiles: 1, steps: 4, stages: 5 },
+        narrow: Skinny {
+            names: names("linear_int8_half_8x1", "linear_int8_full_8x1", "qkv_int8_8x1"),
+            dtype,
+            tokens: 8,
+            tiles: 1,
+            steps: 4,
+            stages: 5,
+        },
         skinny: [
-            Skinny { names: names!("8x2", "int8_"), dtype, tokens: 8, tiles: 2, steps: 4, stages: 3 },
-            Skinny { names: names!("16x2", "int8_"), dtype, tokens: 16, tiles: 2, steps: 2, stages: 5 },
-            Skinny { names: names!("32x2", "int8_"), dtype, tokens: 32, tiles: 2, steps: 2, stages: 3 },
-            Skinny { names: names!("64x2", "int8_"), dtype, tokens: 64, tiles: 2, steps: 2, stages: 2 },
+            Skinny {
+                names: names("linear_int8_half_8x2", "linear_int8_full_8x2", "qkv_int8_8x2"),
+                dtype,
+                tokens: 8,
+                tiles: 2,
+                steps: 4,
+                stages: 3,
+            },
+            Skinny {
+                names: names("linear_int8_half_16x2", "linear_int8_full_16x2", "qkv_int8_16x2"),
+                dtype,
+                tokens: 16,
+                tiles: 2,
+                steps: 2,
+                stages: 5,
+            },
+            Skinny {
+                names: names("linear_int8_half_32x2", "linear_int8_full_32x2", "qkv_int8_32x2"),
+                dtype,
+                tokens: 32,
+                tiles: 2,
+                steps: 2,
+                stages: 3,
+            },
+            Skinny {
+                names: names("linear_int8_half_64x2", "linear_int8_full_64x2", "qkv_int8_64x2"),
+                dtype,
+                tokens: 64,
+                tiles: 2,
+                steps: 2,
+                stages: 2,
+            },
         ],
-        tiled_128: Tiled { names: names!("tiled128", "int8_"), dtype, tokens: 128, stages: 3 },
-        tiled_32: Tiled { names: names!("tiled32", "int8_"), dtype, tokens: 32, stages: 4 },
+        tiled_128: Tiled {
+            names: names("linear_int8_half_tiled128", "linear_int8_full_tiled128", "qkv_int8_tiled128"),
+            dtype,
+            tokens: 128,
+            stages: 3,
+        },
+        tiled_32: Tiled {
+            names: names("linear_int8_half_tiled32", "linear_int8_full_tiled32", "qkv_int8_tiled32"),
+            dtype,
+            tokens: 32,
+            stages: 4,
+        },
         wide: [
             Wide {
-                names: names!("wide256", "int8_"),
+                names: names("linear_int8_half_wide256", "linear_int8_full_wide256", "qkv_int8_wide256"),
                 dtype,
                 tokens: 256,
                 multipliers: 2,
@@ -124,7 +228,7 @@ static INT8: Family = {
                 time: 100,
             },
             Wide {
-                names: names!("wide128", "int8_"),
+                names: names("linear_int8_half_wide128", "linear_int8_full_wide128", "qkv_int8_wide128"),
                 dtype,
                 tokens: 128,
                 multipliers: 2,
@@ -132,7 +236,11 @@ static INT8: Family = {
                 time: 52,
             },
             Wide {
-                names: names!("narrow128", "int8_"),
+                names: names(
+                    "linear_int8_half_narrow128",
+                    "linear_int8_full_narrow128",
+                    "qkv_int8_narrow128",
+                ),
                 dtype,
                 tokens: 128,
                 multipliers: 1,
