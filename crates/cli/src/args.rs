@@ -11,7 +11,7 @@ mod settings;
 pub(crate) use cluster::{
     CertsArgs, ClusterArgs, CoordinationArgs, CoordinatorArgs, JoiningArgs, TrustArgs, WorkerArgs,
 };
-pub(crate) use inspect::InspectArgs;
+pub(crate) use inspect::{InspectArgs, StepArgs};
 pub(crate) use measure::{BenchArgs, LogitsArgs, Measurement, OfflineArgs};
 pub(crate) use sample::{GenerateArgs, parse_date};
 pub(crate) use serve::{ServeArgs, ServingArgs};
@@ -117,6 +117,8 @@ struct Settings<'a> {
     #[serde(flatten)]
     device: Option<&'a DeviceArgs>,
     #[serde(flatten)]
+    step: Option<&'a StepArgs>,
+    #[serde(flatten)]
     cluster: Option<&'a CoordinationArgs>,
     #[serde(flatten)]
     joining: Option<&'a JoiningArgs>,
@@ -154,6 +156,7 @@ impl Cli {
             memory: None,
             parallel: None,
             device: None,
+            step: None,
             cluster: None,
             joining: None,
             trust: None,
@@ -198,6 +201,7 @@ impl Cli {
                 memory: Some(&args.memory),
                 parallel: Some(&args.parallel),
                 device: Some(&args.device),
+                step: Some(&args.step),
                 ..settings
             },
             Command::Bench(BenchArgs { measurement: Measurement::Offline(args) }) => {

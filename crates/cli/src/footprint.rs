@@ -10,11 +10,12 @@ use chorale_model::shard::{ShardSpec, Split, split};
 use chorale_model::{LoadError, Room, Seat, Weights};
 use chorale_nccl::link_bytes;
 use chorale_plan::{Carrier, Epoch, ExchangeOptions, Placement, Rank, RowFormat, Shape};
+use serde::Serialize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// A rank's bytes, by what is made one after the other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Footprint {
     /// Weights but the experts.
     pub(crate) dense_bytes: u64,

@@ -94,6 +94,22 @@ fn failures_end_in_one() {
 }
 
 #[test]
+fn a_gpus_memory_is_planned_for_the_steps_that_are_asked_for() {
+    let home = Home::new();
+    let plan = |max_batch_tokens: &str, ranks: &str| {
+        let words = ["--max-num-seqs", "8", "--max-batch-tokens", max_batch_tokens];
+        home.inspect(&[&words[..], &["--data-parallel-size", ranks]].concat())["gpus"].clone()
+    };
+    let (small, large, parted) = (plan("64", "1"), plan("4096", "1"), plan("64", "2"));
+    assert_eq!((&small["max_num_seqs"], &large["max_batch_tokens"]), (&8.into(), &4096.into()));
+    let bytes = |plan: &Value, what: &str| plan["ranks"][0][what].as_u64().unwrap();
+    assert!(bytes(&large, "step_bytes") > bytes(&small, "step_bytes"));
+    assert_eq!(bytes(&large, "dense_bytes"), bytes(&small, "dense_bytes"));
+    assert_eq!(parted["ranks"].as_array().unwrap().len(), 2);
+    assert!(bytes(&parted, "exchange_bytes") > bytes(&small, "exchange_bytes"));
+}
+
+#[test]
 fn flags_win_over_environment_over_file() {
     let home = Home::new();
     home.write_config("kv_block_size = 1\nmax_model_len = 1000\n");

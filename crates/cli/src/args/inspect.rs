@@ -2,6 +2,7 @@
 
 use super::{DeviceArgs, MemoryArgs, ModelArg, ParallelArgs};
 use clap::Args;
+use serde::Serialize;
 
 /// Arguments of `chorale inspect`.
 #[derive(Debug, Args)]
@@ -15,6 +16,8 @@ pub(crate) struct InspectArgs {
     pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
+    #[command(flatten)]
+    pub(crate) step: StepArgs,
     /// Cached tokens that each sequence of a decode step reads
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32), default_value_t = 0,
           allow_negative_numbers = true, help_heading = "Decode")]
@@ -22,6 +25,14 @@ pub(crate) struct InspectArgs {
     /// Print one JSON object instead of tables
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
+}
+
+/// What steps are planned for.
+#[derive(Debug, Args, Serialize)]
+pub(crate) struct StepArgs {
+    /// Sequences that are computed together, on GPUs (256)
+    #[arg(long, value_name = "SEQUENCES", allow_negative_numbers = true, help_heading = "Ranks")]
+    max_num_seqs: Option<String>,
 }
 
 const EXAMPLES: &str = "\

@@ -1,7 +1,7 @@
 //! A model's budget for people and for programs. Figures are rounded for
 //! people only.
 
-use super::Inspected;
+use super::{Gpus, Inspected};
 use crate::units::{show_bytes, show_count};
 use chorale_model::budget::{Budget, ByPart, Part, RankBudget, RanksNeeded, Shortage, StepFloor};
 use chorale_model::checkpoint::Layout;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::fmt::{self, Write};
 
 /// One JSON object, with a line end.
-pub(super) fn json(model: &Inspected, budget: &Budget) -> serde_json::Result<String> {
+pub(super) fn json(model: &Inspected, budget: &Budget, gpus: Option<&Gpus>) -> serde_json::Result<String> {
     #[derive(Serialize)]
     struct Report<'a> {
         model: &'a str,
@@ -20,6 +20,8 @@ pub(super) fn json(model: &Inspected, budget: &Budget) -> serde_json::Result<Str
         config: Geometry<'a>,
         #[serde(flatten)]
         budget: &'a Budget,
+        /// `null` where GPUs do not compute the model.
+        gpus: Option<&'a Gpus>,
     }
     let report = Report {
         model: &model.name,
@@ -27,6 +29,7 @@ pub(super) fn json(model: &Inspected, budget: &Budget) -> serde_json::Result<Str
         weights: model.layout.map(layout_name),
         config: Geometry::of(&model.config),
         budget,
+        gpus,
     };
     Ok(format!("{}\n", serde_json::to_string_pretty(&report)?))
 }
@@ -87,18 +90,21 @@ impl<'a> Geometry<'a> {
 }
 
 /// Tables for a terminal.
-pub(super) fn text(model: &Inspected, budget: &Budget) -> String {
+pub(super) fn text(model: &Inspected, budget: &Budget, gpus: Option<&Gpus>) -> String {
     let mut out = String::new();
     // Writing to a string does not fail.
-    let _ = write_text(&mut out, model, budget);
+    let _ = write_text(&mut out, model, budget, gpus);
     out
 }
 
-fn write_text(out: &mut String, model: &Inspected, budget: &Budget) -> fmt::Result {
+fn write_text(out: &mut String, model: &Inspected, budget: &Budget, gpus: Option<&Gpus>) -> fmt::Result {
     write_model(out, model)?;
     write_parts(out, budget)?;
     write_kv(out, &model.config, budget)?;
     write_ranks(out, &budget.ranks)?;
+    if let Some(gpus) = gpus {
+        write_gpus(out, gpus)?;
+    }
     write_fit(out, budget)?;
     write_decode(out, &budget.decode)
 }
@@ -204,6 +210,33 @@ fn write_ranks(out: &mut String, ranks: &[RankBudget]) -> fmt::Result {
             write!(out, "  {:>10}", show_bytes(bytes as f64))?;
         }
         writeln!(out, "  {:>10}", first.kv.full_layer_bytes_per_token)?;
+    }
+    Ok(())
+}
+
+fn write_gpus(out: &mut String, gpus: &Gpus) -> fmt::Result {
+    let Gpus { max_num_seqs, max_batch_tokens, ranks } = gpus;
+    writeln!(
+        out,
+        "\non GPUs, before the KV cache, with --max-num-seqs {max_num_seqs} and --max-batch-tokens {max_batch_tokens}"
+    )?;
+    write!(out, "{:<10}", "rank")?;
+    for name in ["dense", "experts", "steps", "exchange", "all"] {
+        write!(out, "  {name:>10}")?;
+    }
+    writeln!(out)?;
+    let mut first = 0;
+    for alike in ranks.chunk_by(PartialEq::eq) {
+        let last = first + alike.len() - 1;
+        let numbers = if first == last { first.to_string() } else { format!("{first}-{last}") };
+        write!(out, "{numbers:<10}")?;
+        let rank = &alike[0];
+        for bytes in [rank.dense_bytes, rank.expert_bytes, rank.step_bytes, rank.exchange_bytes, rank.total()]
+        {
+            write!(out, "  {:>10}", show_bytes(bytes as f64))?;
+        }
+        writeln!(out)?;
+        first = last + 1;
     }
     Ok(())
 }

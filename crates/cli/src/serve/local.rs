@@ -42,7 +42,7 @@ pub(super) struct Alike {
 pub(super) type OnLoad = Arc<Mutex<dyn FnMut(LoadProgress, usize) + Send>>;
 
 /// A world of `tensor_parallel_size` × `data_parallel_size` ranks.
-pub(super) fn shape(tensor_parallel_size: usize, data_parallel_size: usize) -> Shape {
+pub(crate) fn shape(tensor_parallel_size: usize, data_parallel_size: usize) -> Shape {
     Shape {
         tensor_parallel_size: tensor_parallel_size as u32,
         data_parallel_size: data_parallel_size as u32,

@@ -5,7 +5,7 @@ pub(crate) mod banner;
 pub(crate) mod begin;
 mod doors;
 pub(crate) mod load;
-mod local;
+pub(crate) mod local;
 pub(crate) mod room;
 pub(crate) mod signals;
 
