@@ -184,8 +184,10 @@ impl TestCluster {
     fn worker(&self, index: usize) -> Vec<String> {
         let coordinator = self.address(0);
         let num_attention = self.settings.tensor_parallel_size * self.settings.data_parallel_size;
+        // Measured beside all that starts here, one could seem too slow for any expert.
         let arguments = format!(
-            "worker --coordinator {coordinator}:{CLUSTER_PORT} --listen {}:0 --threads 1 --experts-only={}",
+            "worker --coordinator {coordinator}:{CLUSTER_PORT} --listen {}:0 --threads 1 \
+             --memory-bandwidth 20GB/s --experts-only={}",
             self.address(index),
             index > num_attention as usize,
         );
