@@ -1,7 +1,9 @@
 //! The CUDA device: its kernels, and how they are queued and launched.
 //!
 //! [`Cuda`] implements `Device` over a [`Gpu`]: the driver's, or the emulator's
-//! that tests use. Deliberately absent: models, ranks and the network.
+//! that tests use. Experts may lie with the host, and GPUs of a host may write to
+//! each other's memory: which do, a link decides. Deliberately absent: models,
+//! placement and the network.
 //!
 //! Invariant: an operation asserts all that its kernels assume before it queues
 //! them, so that no argument of a caller makes a kernel leave its memory.

@@ -69,33 +69,26 @@ fn c_ratio_agrees() {
 /// Weights in eight bits cost the logits something, but every device the same.
 #[test]
 fn weights_in_eight_bits_agree() {
-    let golden = &GOLDENS[1];
-    let checkpoint = open(golden);
-    let formats = Formats { dense: DenseDtype::Int8, ..Formats::default() };
-    let prompts = ["p17", "p130"];
-    let right = goldens::portable(golden, (&checkpoint, formats), &prompts).unwrap();
-    for (capability, slice) in [((8, 0), 37), ((9, 0), 400)] {
-        let model = (golden, &checkpoint, formats);
-        let distance =
-            goldens::agrees(cuda(capability), model, (&prompts, &right), limits(slice, 16)).unwrap();
-        eprintln!("{} {capability:?}, int8: {distance:?}", golden.name);
-    }
+    agree_in(&GOLDENS[1], Formats { dense: DenseDtype::Int8, ..Formats::default() });
 }
 
 /// So do keys and values: what pages keep has a sixteenth of room to fall to
 /// either side.
 #[test]
 fn keys_and_values_in_eight_bits_agree() {
-    let golden = &GOLDENS[2];
+    agree_in(&GOLDENS[2], Formats { kv: Some(KvDtype::Fp8), ..Formats::default() });
+}
+
+/// Emulated GPUs agree with the portable device that keeps the same formats.
+fn agree_in(golden: &Golden, formats: Formats) {
     let checkpoint = open(golden);
-    let formats = Formats { kv: Some(KvDtype::Fp8), ..Formats::default() };
     let prompts = ["p17", "p130"];
     let right = goldens::portable(golden, (&checkpoint, formats), &prompts).unwrap();
     for (capability, slice) in [((8, 0), 37), ((9, 0), 400)] {
         let model = (golden, &checkpoint, formats);
         let distance =
             goldens::agrees(cuda(capability), model, (&prompts, &right), limits(slice, 16)).unwrap();
-        eprintln!("{} {capability:?}, fp8: {distance:?}", golden.name);
+        eprintln!("{} {capability:?}, {formats:?}: {distance:?}", golden.name);
     }
 }
 

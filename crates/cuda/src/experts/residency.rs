@@ -462,39 +462,3 @@ impl Residency {
 fn num_free(slabs: &[Arc<Slab>]) -> usize {
     slabs.iter().map(|slab| slab.num_free()).sum()
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn layers_share_what_is_not_kept_free() {
-        let room = ExpertRoom { gpu_experts: 100, ring_experts: 0, num_layers: 7 };
-        assert_eq!(room.spares(), 6);
-        let shares: Vec<usize> = (0..7).map(|order| room.share_of(order)).collect();
-        assert_eq!(shares, [14, 14, 14, 13, 13, 13, 13]);
-        assert_eq!(room.each_layer(128), 13);
-        assert_eq!(room.each_layer(5), 5);
-    }
-
-    #[test]
-    fn what_is_left_is_filled() {
-        let fill = |host_bytes| ExpertFill { num_layers: 10, host_bytes, reserve_bytes: 500 };
-        // Ten layers of eight experts of 10 bytes: 800 in all.
-        assert_eq!(fill(0).room(8, 10, 1300), Ok(None));
-        let room = ExpertRoom { gpu_experts: 70, ring_experts: 4, num_layers: 10 };
-        assert_eq!(fill(1000).room(8, 10, 1299), Ok(Some(ExpertRoom { gpu_experts: 71, ..room })));
-        // 32 fit: two halves of 2, 28 with one kept free, and 53 with the host, one more.
-        let room = ExpertRoom { gpu_experts: 28, ring_experts: 2, num_layers: 10 };
-        assert_eq!(fill(540).room(8, 10, 820), Ok(Some(room)));
-        assert_eq!(fill(539).room(8, 10, 820), Err(GpuError::OutOfHostMemory { bytes: 540 }));
-        let nothing = ExpertRoom { gpu_experts: 0, ring_experts: 0, num_layers: 10 };
-        assert_eq!(fill(800).room(8, 10, 400), Ok(Some(nothing)));
-    }
-
-    #[test]
-    fn some_are_kept_free_as_soon_as_there_is_one_beside() {
-        let spares = |gpu_experts| ExpertRoom { gpu_experts, ring_experts: 0, num_layers: 1 }.spares();
-        assert_eq!([0, 1, 2, 16, 33, 256, 4608].map(spares), [0, 0, 1, 1, 2, 16, 16]);
-    }
-}
