@@ -28,4 +28,4 @@ pub use server::{
     ActiveRequest, Admission, Drained, Phase, RequestGuard, RequestId, RequestView, Requests, ServeError,
     Server, ServerConfig, Shared, SharedConfig, Shutdown, TlsConfig, TlsError, TooManyRequests,
 };
-pub use status::{EngineStatus, ExpertReader, ExpertResidency, LoadStatus, Served};
+pub use status::{EngineStatus, ExpertReader, LoadStatus, Served};

@@ -12,6 +12,7 @@ use chorale_device::{Cpu, Device, KvDtype};
 use chorale_model::shard::split;
 use chorale_nccl::{Library, NcclLinks};
 use chorale_worker::Rank;
+use chorale_worker::join::{MemoryRate, Reading};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +23,11 @@ const GPU_RESERVE_BYTES: u64 = 768 << 20;
 /// As much again for NCCL, which keeps buffers for each way to another GPU: about
 /// 4 MiB a channel, of which it takes up to 32.
 const NCCL_RESERVE_BYTES: u64 = 1 << 30;
+
+/// What no plan of a GPU's memory takes.
+pub(crate) fn reserved_bytes(with_nccl: bool) -> u64 {
+    GPU_RESERVE_BYTES + if with_nccl { NCCL_RESERVE_BYTES } else { 0 }
+}
 
 /// What `--device` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,8 +206,7 @@ impl Devices {
                 for gpu in gpus {
                     least = least.min(gpu.free_bytes()? as u64);
                 }
-                let reserved = GPU_RESERVE_BYTES + if with_nccl { NCCL_RESERVE_BYTES } else { 0 };
-                Ok(DeviceMemory::Gpu { free_bytes: least.saturating_sub(reserved) })
+                Ok(DeviceMemory::Gpu { free_bytes: least.saturating_sub(reserved_bytes(with_nccl)) })
             }
         }
     }
@@ -236,10 +241,15 @@ impl Devices {
     }
 
     /// How fast the first device's memory is read: decoding does little else.
-    pub(crate) fn memory_bytes_per_s(&self) -> u64 {
+    pub(crate) fn memory_rate(&self) -> MemoryRate {
         match self {
-            Self::Cpu(cpus) => probe::memory_bytes_per_s(cpus.iter().map(Cpu::num_threads).sum()),
-            Self::Cuda(gpus) => gpus.first().map_or(0, |gpu| gpu.facts().memory_bytes_per_s),
+            Self::Cpu(cpus) => {
+                let num_threads = cpus.iter().map(Cpu::num_threads).sum();
+                MemoryRate::Measured(Reading::new(move || probe::memory_bytes_per_s(num_threads)))
+            }
+            Self::Cuda(gpus) => {
+                MemoryRate::Known(gpus.first().map_or(0, |gpu| gpu.facts().memory_bytes_per_s))
+            }
         }
     }
 

@@ -92,13 +92,15 @@ impl Rehearsal {
     /// What each of a world's ranks takes where experts lie in even runs.
     pub(crate) fn ranks(&self, wished: &Wished) -> Result<Vec<Footprint>, LoadError<GpuError>> {
         let config = self.checkpoint.config();
-        let shape = wished.shape;
-        let num_ranks = shape.num_ranks as usize;
-        let runs = (0..num_ranks).map(|rank| split(config.num_experts, num_ranks, rank));
-        let holders = runs.zip(0..).flat_map(|(run, rank)| run.map(move |_| vec![Rank(rank)]));
-        let placement = Placement { version: 0, layers: vec![holders.collect(); config.num_layers()] };
-        let rank = |rank| self.rank(wished, rank, &ShardSpec::of(shape, rank, &placement));
-        shape.ranks().map(rank).collect()
+        let placement = even_runs(config, wished.shape);
+        let rank = |rank| self.rank(wished, rank, &ShardSpec::of(wished.shape, rank, &placement));
+        wished.shape.ranks().map(rank).collect()
+    }
+
+    /// What the first of them takes; no other takes more.
+    pub(crate) fn first_rank(&self, wished: &Wished) -> Result<Footprint, LoadError<GpuError>> {
+        let placement = even_runs(self.checkpoint.config(), wished.shape);
+        self.rank(wished, Rank(0), &ShardSpec::of(wished.shape, Rank(0), &placement))
     }
 
     /// What a rank takes that holds these experts, as the driver gives it out.
@@ -184,6 +186,14 @@ impl Rehearsal {
             + config.num_layers() * (groups + lists);
         Ok(by_nccl.max(by_frames as u64))
     }
+}
+
+/// Experts in even runs, the same of every layer.
+fn even_runs(config: &ModelConfig, shape: Shape) -> Placement {
+    let num_ranks = shape.num_ranks as usize;
+    let runs = (0..num_ranks).map(|rank| split(config.num_experts, num_ranks, rank));
+    let holders = runs.zip(0..).flat_map(|(run, rank)| run.map(move |_| vec![Rank(rank)]));
+    Placement { version: 0, layers: vec![holders.collect(); config.num_layers()] }
 }
 
 /// Why GPUs do not compute a model with such pages, which CPUs may; `None` if they do.

@@ -1,70 +1,37 @@
 //! `chorale inspect`: what a model is and what it costs. The arithmetic is
 //! `budget`'s; this room finds the model and puts the figures in order.
 
+mod gpus;
 mod report;
 
 use crate::args::InspectArgs;
 use crate::device::DeviceKind;
-use crate::footprint::{self, Footprint, Rehearsal, Wished};
 use crate::output::Output;
-use crate::serve::local::shape;
 use crate::setup::Setup;
 use anyhow::Context;
-use chorale_device::{BatchLimits, KvDtype};
+use chorale_device::KvDtype;
 use chorale_hub::Description;
 use chorale_model::budget::{Budget, BudgetOptions, World};
 use chorale_model::checkpoint::{Checkpoint, Layout};
 use chorale_model::config::ModelConfig;
-use serde::Serialize;
+use gpus::Gpus;
 use std::path::{Path, PathBuf};
 
 /// Prints the model's budget.
 pub(crate) fn run(args: &InspectArgs, setup: &Setup) -> anyhow::Result<()> {
     let model = Inspected::find(setup)?;
-    let budget = Budget::new(&model.config, &options(args, setup))?;
-    let gpus = Gpus::plan(&model.config, &budget, setup)?;
+    let is_for_gpus = gpus::is_for_gpus(&model.config, setup);
+    let kind = if is_for_gpus { DeviceKind::Gpu } else { DeviceKind::Cpu };
+    let options = options(args, setup, kind);
+    let mut budget = Budget::new(&model.config, &options)?;
+    let gpus = match is_for_gpus {
+        true => Some(Gpus::plan(&model.config, (&mut budget, &options), setup)?),
+        false => None,
+    };
     let gpus = gpus.as_ref();
     let report =
         if args.json { report::json(&model, &budget, gpus)? } else { report::text(&model, &budget, gpus) };
     Ok(Output::print(&report)?)
-}
-
-/// What each rank takes of a GPU, without the pages of its cache.
-#[derive(Serialize)]
-struct Gpus {
-    max_num_seqs: usize,
-    max_batch_tokens: usize,
-    /// In rank order.
-    ranks: Vec<Footprint>,
-}
-
-impl Gpus {
-    /// `None` for a model that GPUs do not compute.
-    fn plan(config: &ModelConfig, budget: &Budget, setup: &Setup) -> anyhow::Result<Option<Self>> {
-        let settings = &setup.config;
-        if footprint::refusal(config, settings.kv_block_size).is_some() {
-            return Ok(None);
-        }
-        let max_num_seqs = settings.max_num_seqs(DeviceKind::Gpu);
-        let max_batch_tokens = settings.max_batch_tokens(DeviceKind::Gpu);
-        let World { tensor_parallel_size, data_parallel_size } = budget.world;
-        let wished = Wished {
-            shape: shape(tensor_parallel_size, data_parallel_size),
-            limits: BatchLimits {
-                max_rows: max_batch_tokens,
-                max_slices: max_num_seqs,
-                max_logit_rows: max_num_seqs,
-            },
-            block_size: settings.kv_block_size,
-            max_model_len: budget.max_model_len,
-            dense_dtype: settings.dense_dtype,
-            kv_dtype: budget.kv.dtype,
-            fast_combine: settings.fast_combine,
-            overlap_min_rows: settings.overlap_min_rows,
-        };
-        let ranks = Rehearsal::new(config).ranks(&wished).context("no plan of a GPU's memory")?;
-        Ok(Some(Self { max_num_seqs, max_batch_tokens, ranks }))
-    }
 }
 
 /// A model, as far as it is there.
@@ -122,7 +89,7 @@ fn read_config(directory: &Path) -> anyhow::Result<ModelConfig> {
         .with_context(|| format!("cannot read the model in {}", home.display()))
 }
 
-fn options(args: &InspectArgs, setup: &Setup) -> BudgetOptions {
+fn options(args: &InspectArgs, setup: &Setup, kind: DeviceKind) -> BudgetOptions {
     let config = &setup.config;
     BudgetOptions {
         world: World {
@@ -134,7 +101,7 @@ fn options(args: &InspectArgs, setup: &Setup) -> BudgetOptions {
         kv_dtype: config.kv_cache_dtype.unwrap_or(KvDtype::Bf16),
         kv_block_size: config.kv_block_size,
         max_model_len: config.max_model_len,
-        max_batch_tokens: config.max_batch_tokens(DeviceKind::Cpu),
+        max_batch_tokens: config.max_batch_tokens(kind),
         device_memory_bytes: config.device_memory_bytes,
         memory_bandwidth_bytes_per_s: config.memory_bandwidth_bytes_per_s,
         context_tokens: args.context as usize,

@@ -4,8 +4,10 @@ use crate::exit::UsageError;
 use crate::footprint::Footprint;
 use crate::serve::room::available_bytes;
 use crate::units;
-use chorale_api::{ExpertReader, ExpertResidency};
+use chorale_api::ExpertReader;
 use chorale_cuda::{ExpertCounts, ExpertTraffic};
+use chorale_plan::ExpertResidency;
+use chorale_worker::join::Reading;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
@@ -68,44 +70,33 @@ pub(crate) struct Traffic(pub(crate) Vec<Arc<ExpertTraffic>>);
 
 impl Traffic {
     /// The sums; `None` while all experts are on the GPUs.
-    pub(crate) fn counts(&self) -> Option<ExpertCounts> {
-        let sum = |sum: ExpertCounts, one: ExpertCounts| ExpertCounts {
-            gpu_experts: sum.gpu_experts + one.gpu_experts,
-            host_experts: sum.host_experts + one.host_experts,
-            hits: sum.hits + one.hits,
-            misses: sum.misses + one.misses,
-            streamed: sum.streamed + one.streamed,
-            moves: sum.moves + one.moves,
-        };
-        let counts = self.0.iter().map(|traffic| traffic.counts()).fold(ExpertCounts::default(), sum);
-        (counts.host_experts > 0).then_some(counts)
+    pub(crate) fn residency(&self) -> Option<ExpertResidency> {
+        let devices = self.0.iter().map(|traffic| residency(traffic.counts()));
+        let sum = devices.reduce(|sum, one| sum + one).unwrap_or_default();
+        (sum.host_experts > 0).then_some(sum)
     }
 
-    /// The counts for metrics; `None` where there are no GPUs that keep any.
+    /// The sums for the doors of this process; `None` where there are no GPUs that keep any.
     pub(crate) fn reader(&self) -> Option<ExpertReader> {
         let traffic = self.clone();
-        let read = move || {
-            traffic.counts().map(|counts| ExpertResidency {
-                gpu_experts: counts.gpu_experts,
-                host_experts: counts.host_experts,
-                hits: counts.hits,
-                misses: counts.misses,
-                streamed: counts.streamed,
-                moves: counts.moves,
-            })
-        };
-        (!self.0.is_empty()).then(|| ExpertReader::new(read))
+        (!self.0.is_empty()).then(|| ExpertReader::new(move || traffic.residency()))
+    }
+
+    /// The same for a worker, which tells its coordinator.
+    pub(crate) fn reading(&self) -> Option<Reading<ExpertResidency>> {
+        let traffic = self.clone();
+        (!self.0.is_empty()).then(|| Reading::new(move || traffic.residency()))
     }
 
     /// Says now and then what became of them. Never ends.
     pub(crate) async fn log(&self) {
         let mut ticks = interval(LOG_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut before = ExpertCounts::default();
+        let mut before = ExpertResidency::default();
         loop {
             ticks.tick().await;
-            let Some(now) = self.counts() else { continue };
-            let reads = |counts: &ExpertCounts| counts.hits + counts.misses + counts.streamed;
+            let Some(now) = self.residency() else { continue };
+            let reads = |counts: &ExpertResidency| counts.hits + counts.misses + counts.streamed;
             if reads(&now) > reads(&before) {
                 tracing::info!(
                     gpu_experts = now.gpu_experts,
@@ -120,6 +111,12 @@ impl Traffic {
             }
         }
     }
+}
+
+/// A device's counts in the words that processes have.
+fn residency(counts: ExpertCounts) -> ExpertResidency {
+    let ExpertCounts { gpu_experts, host_experts, hits, misses, streamed, moves } = counts;
+    ExpertResidency { gpu_experts, host_experts, hits, misses, streamed, moves }
 }
 
 /// The memory of ranks whose experts may lie with the host.
@@ -245,7 +242,7 @@ mod tests {
 
     #[test]
     fn nothing_is_said_where_all_are_on_gpus() {
-        assert_eq!(Traffic::default().counts(), None);
-        assert_eq!(Traffic(vec![Arc::default()]).counts(), None);
+        assert_eq!(Traffic::default().residency(), None);
+        assert_eq!(Traffic(vec![Arc::default()]).residency(), None);
     }
 }

@@ -214,6 +214,14 @@ fn the_published_geometries_need_nothing_but_their_config() {
         assert_eq!(report["kv"]["sliding_layer_bytes_per_sequence"], fixed);
         assert_eq!(report["ranks"][0]["fit"]["shortage"], Value::Null);
         assert_eq!(report["ranks_needed"]["num_ranks"], 1);
+        // The table of GPUs and the word on whether it fits are of one plan.
+        let gpu = &report["gpus"]["ranks"][0];
+        let bytes = |part: &str| gpu[part].as_u64().unwrap();
+        let steps = bytes("step_bytes") + bytes("exchange_bytes");
+        assert_eq!(report["ranks"][0]["workspace_bytes"], steps);
+        let reserved = report["gpus"]["reserved_bytes"].as_u64().unwrap();
+        let left = (80 << 30) - reserved - bytes("dense_bytes") - bytes("expert_bytes") - steps;
+        assert_eq!(report["ranks"][0]["fit"]["kv_cache_bytes"], left);
         let step = &report["decode"][0];
         assert!(near(&step["tokens_per_s"], 3.35e12 / step["bytes_per_step"].as_f64().unwrap()));
 

@@ -6,7 +6,7 @@
 
 use chorale_coordinator::cluster::{
     BalanceRule, Cluster, ClusterConfig, ClusterExecutor, ClusterState, Connection, ModelFacts, PageBytes,
-    RoomRule, SplitFacts, Timeouts,
+    RoomRule, RoomRules, SplitFacts, Timeouts,
 };
 use chorale_coordinator::{
     Engine, Executor, FinishReason, Request, SchedulerConfig, StepError, Submission, TokenEvent,
@@ -38,7 +38,8 @@ fn config(tensor_parallel_size: u32, data_parallel_size: u32) -> ClusterConfig {
             splits: vec![split(100), split(60)],
             experts_only_bytes: 0,
         },
-        room: RoomRule {
+        rooms: RoomRules::same(RoomRule {
+            max_sequence_tokens: 32,
             block_size_tokens: 4,
             max_step_tokens: 64,
             max_step_slices: 16,
@@ -47,7 +48,7 @@ fn config(tensor_parallel_size: u32, data_parallel_size: u32) -> ClusterConfig {
             max_full_blocks: 200,
             kv_cache_bytes: None,
             max_bytes_by_default: u64::MAX,
-        },
+        }),
         dense_dtype: DenseFormat::Bf16,
         kv_dtype: None,
         exchange: ExchangeOptions {
@@ -146,7 +147,7 @@ async fn work(
             message = inbox.recv() => message?,
             _ = pulses.tick() => {
                 let stalled_ms = stuck.map_or(0, |(_, since)| since.elapsed().as_millis() as u32);
-                let pulse = Pulse { step: stuck.map(|(step, _)| step), waiting_for: None, stalled_ms };
+                let pulse = Pulse { step: stuck.map(|(step, _)| step), stalled_ms, ..Pulse::default() };
                 outbox.send(FromWorker::Pulse(pulse)).await.ok()?;
                 continue;
             }
@@ -327,7 +328,7 @@ async fn whatever_a_worker_does_streams_go_on() {
 async fn requests_wait_for_a_replacement() {
     let mut few = config(2, 1);
     // Two hold the model, and one alone does not.
-    few.room.kv_cache_bytes = Some(3830);
+    few.rooms = RoomRules::same(RoomRule { kv_cache_bytes: Some(3830), ..few.rooms.f32 });
     let setup = set_up(few, 2).await;
     setup.workers[0].turn(Mode::DiesAtStep);
     let replaced = async {

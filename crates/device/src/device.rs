@@ -99,6 +99,12 @@ pub trait Device: Send + Sized {
         false
     }
 
+    /// True once the device has failed in a way that only a new process mends: all
+    /// that is asked of it from then on fails.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// Runs `run` where the device's operations are called with the least
     /// delay: on its own threads, or with its context bound.
     fn enter<R: Send>(&mut self, run: impl FnOnce(&mut Self) -> R + Send) -> R;

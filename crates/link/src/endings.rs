@@ -52,14 +52,13 @@ impl Endings {
     }
 }
 
-/// On a thread of its own: whoever ends an epoch waits for nothing.
+/// Each on a thread of its own: whoever ends an epoch waits for nothing, and one
+/// ending may wait for what another one ends.
 fn run(endings: Vec<Ending>) {
-    if endings.is_empty() {
-        return;
-    }
-    let run = move || endings.into_iter().for_each(|then| then());
-    if let Err(error) = std::thread::Builder::new().name("ending".to_owned()).spawn(run) {
-        tracing::error!(%error, "an epoch has not ended everywhere");
+    for then in endings {
+        if let Err(error) = std::thread::Builder::new().name("ending".to_owned()).spawn(then) {
+            tracing::error!(%error, "an epoch has not ended everywhere");
+        }
     }
 }
 
@@ -84,6 +83,17 @@ mod tests {
         endings.end();
         endings.add(then(2));
         assert_eq!(was_done.recv_timeout(Duration::from_secs(10)), Ok(2));
+    }
+
+    #[test]
+    fn what_waits_for_another_ending_is_not_before_it() {
+        let endings = Endings::default();
+        let (ended, has_ended) = mpsc::channel();
+        let (done, was_done) = mpsc::channel();
+        endings.add(Box::new(move || done.send(has_ended.recv_timeout(Duration::from_secs(10))).unwrap()));
+        endings.add(Box::new(move || ended.send(7).unwrap()));
+        endings.end();
+        assert_eq!(was_done.recv_timeout(Duration::from_secs(10)), Ok(Ok(7)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::{Arrived, Fault, Half, Home, Link, LinkError, Loads, Mesh, Place, PlaceError, Transport};
 use chorale_device::Device;
-use chorale_plan::{Placement, Rank, StepPlan};
+use chorale_plan::{OneShot, Placement, Rank, StepPlan};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -32,6 +32,11 @@ pub trait Member<D: Device>: Link<D> {
 
     /// How long was waited for other ranks since this was last asked.
     fn take_waited(&mut self) -> Duration;
+
+    /// Which small exchanges take one launch to send and one to receive.
+    fn one_shot(&self) -> OneShot {
+        OneShot::default()
+    }
 
     /// Tells whether anything that is still computed may be wrong: exchanges that a
     /// device does by itself end like any other when they fail.
@@ -152,6 +157,10 @@ impl<D: Device> Member<D> for Box<dyn Member<D>> {
 
     fn take_waited(&mut self) -> Duration {
         (**self).take_waited()
+    }
+
+    fn one_shot(&self) -> OneShot {
+        (**self).one_shot()
     }
 
     fn health(&self) -> Arc<dyn Health> {

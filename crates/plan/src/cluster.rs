@@ -3,7 +3,8 @@
 
 use crate::{Epoch, Placement, Rank, Shape, StepOutput, StepPlan};
 
-/// The revision of this contract. Workers of another are refused by name.
+/// The revision of this contract. Workers of another are refused by name. A field
+/// that whoever does not know it may leave unread is none.
 pub const PROTOCOL: u32 = 3;
 
 /// What a worker has to offer; the first thing it says.
@@ -24,7 +25,8 @@ pub struct Offer {
     pub device: String,
     /// Memory that weights and KV cache may take.
     pub memory_bytes: u64,
-    /// How fast the device reads its memory, measured: the speed of decoding.
+    /// How fast the device reads its memory: the speed of decoding. Whoever measures
+    /// it anew says so with its pulse.
     pub memory_bytes_per_s: u64,
     /// It takes experts, but no attention.
     pub experts_only: bool,
@@ -81,6 +83,16 @@ pub enum KvFormat {
     /// As they are computed.
     #[default]
     F32,
+}
+
+impl DenseFormat {
+    /// Its word in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        }
+    }
 }
 
 impl KvFormat {
@@ -247,6 +259,8 @@ pub enum FromWorker {
         epoch: Epoch,
         /// For each layer, for each expert of the model.
         rows: Vec<Vec<u64>>,
+        /// What else the rank says of itself.
+        standing: Standing,
     },
     /// It was told to end, and stays until others have taken over.
     Leaving,
@@ -261,6 +275,65 @@ pub struct Pulse {
     pub waiting_for: Option<Rank>,
     /// How long it has computed, or waited, without anything new.
     pub stalled_ms: u32,
+    /// Exchanges of the step that it has come to, and one more when its device has
+    /// all of the step: where devices wait by themselves, nothing else tells who is
+    /// behind.
+    pub exchanges: u32,
+    /// The best that was measured of its memory's rate by now; `None` if its offer
+    /// holds.
+    pub memory_bytes_per_s: Option<u64>,
+}
+
+/// How a rank stands in its place, for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Where its experts lie; `None` while all lie on its device.
+    pub experts: Option<ExpertResidency>,
+    /// Which of its small exchanges take one launch.
+    pub one_shot: OneShot,
+}
+
+/// Where experts lie that do not all fit their GPUs, and how often they were read,
+/// since the process began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExpertResidency {
+    /// Experts on GPUs.
+    pub gpu_experts: u64,
+    /// Experts in the host's memory.
+    pub host_experts: u64,
+    /// Reads of experts that were on their GPU.
+    pub hits: u64,
+    /// Reads over the bus.
+    pub misses: u64,
+    /// Reads of experts that were copied to the GPU for one call.
+    pub streamed: u64,
+    /// Changes of places.
+    pub moves: u64,
+}
+
+impl std::ops::Add for ExpertResidency {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            gpu_experts: self.gpu_experts.saturating_add(other.gpu_experts),
+            host_experts: self.host_experts.saturating_add(other.host_experts),
+            hits: self.hits.saturating_add(other.hits),
+            misses: self.misses.saturating_add(other.misses),
+            streamed: self.streamed.saturating_add(other.streamed),
+            moves: self.moves.saturating_add(other.moves),
+        }
+    }
+}
+
+/// Among whom what is small goes from GPU to GPU in one launch to send and one to
+/// receive, beside the carrier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OneShot {
+    /// All ranks of the world: rows to experts and home.
+    pub world: bool,
+    /// The ranks of the group: columns.
+    pub group: bool,
 }
 
 /// Where a rank's time went in a step.

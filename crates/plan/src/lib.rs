@@ -9,15 +9,17 @@
 
 mod cluster;
 mod ids;
+mod join;
 mod sampling;
 mod step;
 mod world;
 
 pub use cluster::{
-    Assignment, Carrier, DenseFormat, ExchangeOptions, FromWorker, KvFormat, Offer, PROTOCOL, Pulse, Room,
-    RowFormat, StepReport, ToWorker,
+    Assignment, Carrier, DenseFormat, ExchangeOptions, ExpertResidency, FromWorker, KvFormat, Offer, OneShot,
+    PROTOCOL, Pulse, Room, RowFormat, Standing, StepReport, ToWorker,
 };
 pub use ids::{BlockId, Rank, SequenceId, TokenId};
+pub use join::{StepJoin, WrongAnswer};
 pub use sampling::{Penalties, Sample, SamplingParams, TokenCount, TokenLogprob, TokenMask};
 pub use step::{BlockTable, SequenceSlice, SliceTokens, StepOutput, StepPlan};
 pub use world::{Epoch, Placement, Shape};

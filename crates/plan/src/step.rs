@@ -56,26 +56,6 @@ impl StepPlan {
         // A single row cannot be halved.
         rows.into_values().max().is_some_and(|rows| rows >= (min_rows as usize).max(2))
     }
-
-    /// Joins what the first ranks of the groups sampled to what the whole plan
-    /// asked for; `None` if that is not what they sampled.
-    pub fn join(&self, outputs: impl IntoIterator<Item = (Rank, StepOutput)>) -> Option<StepOutput> {
-        let mut by_home = BTreeMap::new();
-        for (home, output) in outputs {
-            if output.step != self.step {
-                return None;
-            }
-            by_home.insert(home, output.samples.into_iter());
-        }
-        let wanted = self.slices.iter().filter(|slice| slice.sample.is_some());
-        let samples = wanted.map(|slice| {
-            let sample = by_home.get_mut(&slice.home)?.next()?;
-            (sample.sequence == slice.sequence).then_some(sample)
-        });
-        let samples = samples.collect::<Option<_>>()?;
-        let is_all = by_home.into_values().all(|mut left| left.next().is_none());
-        is_all.then_some(StepOutput { step: self.step, samples })
-    }
 }
 
 /// The tokens of one sequence that this step computes.
@@ -188,16 +168,6 @@ mod tests {
         }
     }
 
-    fn output(sequences: &[u64]) -> StepOutput {
-        let sample = |&sequence: &u64| Sample {
-            sequence: SequenceId(sequence),
-            token: 1,
-            logprob: None,
-            top_logprobs: Vec::new(),
-        };
-        StepOutput { step: 9, samples: sequences.iter().map(sample).collect() }
-    }
-
     #[test]
     fn halves_pay_where_one_group_has_rows_enough_and_there_are_others() {
         let long = SequenceSlice { tokens: SliceTokens::Known(vec![1; 6]), ..slice(4, 2) };
@@ -217,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_plan_are_joined_in_the_order_of_its_slices() {
+    fn each_rank_has_the_part_of_its_group_and_the_rows_of_all() {
         let shape = Shape { tensor_parallel_size: 2, data_parallel_size: 2, num_ranks: 5 };
         let slices = vec![slice(1, 2), slice(2, 0), slice(3, 2)];
         let plan = StepPlan { step: 9, in_halves: false, home_rows: Vec::new(), slices };
@@ -227,16 +197,5 @@ mod tests {
         assert_eq!(part(4), [], "experts only");
         let rows = |rank| plan.part_of(shape, Rank(rank)).home_rows;
         assert!(shape.ranks().all(|rank| rows(rank.0) == [1, 2]), "everybody knows the rows of all homes");
-
-        let joined = plan.join([(Rank(0), output(&[2])), (Rank(2), output(&[1, 3]))]);
-        assert_eq!(joined, Some(output(&[1, 2, 3])));
-        for bad in [
-            vec![(Rank(0), output(&[2]))],
-            vec![(Rank(0), output(&[2])), (Rank(2), output(&[3, 1]))],
-            vec![(Rank(0), output(&[2])), (Rank(2), output(&[1, 3, 4]))],
-            vec![(Rank(0), output(&[2])), (Rank(2), StepOutput { step: 8, ..output(&[1, 3]) })],
-        ] {
-            assert_eq!(plan.join(bad), None);
-        }
     }
 }

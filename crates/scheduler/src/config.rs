@@ -2,7 +2,7 @@
 //! unit. Nothing here changes while it runs, and nothing here is a default:
 //! those are written where configuration is read.
 
-use chorale_plan::{Rank, TokenId};
+use chorale_plan::{Rank, Room, TokenId};
 
 /// Everything that bounds a scheduler's decisions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,19 @@ pub struct HomeConfig {
     /// Sequences at this home, and so its slices in one step. Each may be
     /// sampled: the workers need as many rows of logits.
     pub max_step_slices: u32,
+}
+
+impl HomeConfig {
+    /// The home of a group whose first rank is `rank` and has this room.
+    pub fn new(rank: Rank, room: &Room) -> Self {
+        Self {
+            rank,
+            num_full_blocks: room.num_full_blocks,
+            num_sliding_blocks: room.num_sliding_blocks,
+            max_step_tokens: room.max_step_tokens,
+            max_step_slices: room.max_step_slices,
+        }
+    }
 }
 
 /// Why a configuration is refused.

@@ -75,7 +75,7 @@ pub(crate) fn take<D: Device>(
     });
     match made {
         Ok((link, seat)) => {
-            shared.set_loads(Some(Arc::clone(link.loads())));
+            shared.set_placed(Some((Arc::clone(link.loads()), link.one_shot())));
             let home = assignment.shape.home(assignment.rank);
             let placed = Placed {
                 model: GptOss::new(device, link, weights, seat),
@@ -270,6 +270,11 @@ impl<D: Device> Placed<D> {
         if let Some(reply) = self.preparing.take() {
             let _ = reply.send(Err(RankError::Refused { reason: reason.to_owned() }));
         }
+    }
+
+    /// True once the device is of no use any more.
+    pub(crate) fn is_lost(&mut self) -> bool {
+        self.model.device_mut().is_lost()
     }
 
     /// How long the last step waited for other ranks.

@@ -19,6 +19,8 @@ pub(crate) struct Watch {
     waiting_for: AtomicU32,
     /// Since `started`.
     last_progress_ms: AtomicU64,
+    /// Of the step: those it has come to, and its end.
+    exchanges: AtomicU32,
 }
 
 impl Watch {
@@ -28,12 +30,21 @@ impl Watch {
             step: AtomicU64::new(NONE),
             waiting_for: AtomicU32::new(NOBODY),
             last_progress_ms: AtomicU64::new(0),
+            exchanges: AtomicU32::new(0),
         }
     }
 
     pub(crate) fn begin(&self, step: u64) {
         self.progress();
+        self.exchanges.store(0, Ordering::Relaxed);
         self.step.store(step, Ordering::Relaxed);
+    }
+
+    /// The rank has come to the next exchange of the step, or has handed its device
+    /// the rest of it.
+    pub(crate) fn come_further(&self) {
+        self.progress();
+        self.exchanges.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A step has ended; a later one may be under way.
@@ -56,7 +67,7 @@ impl Watch {
         self.started.elapsed().as_millis() as u64
     }
 
-    /// The three are read one by one: a pulse in between two steps may mix them,
+    /// They are read one by one: a pulse in between two steps may mix them,
     /// and the next one is right.
     pub(crate) fn pulse(&self) -> Pulse {
         let step = Some(self.step.load(Ordering::Relaxed)).filter(|&step| step != NONE);
@@ -66,6 +77,8 @@ impl Watch {
             step,
             waiting_for: step.and(waiting_for).map(Rank),
             stalled_ms: step.map_or(0, |_| u32::try_from(stalled).unwrap_or(u32::MAX)),
+            exchanges: step.map_or(0, |_| self.exchanges.load(Ordering::Relaxed)),
+            memory_bytes_per_s: None,
         }
     }
 }
@@ -102,7 +115,7 @@ impl Transport for Watched {
     }
 
     fn come_to_exchange(&mut self) {
-        self.watch.progress();
+        self.watch.come_further();
     }
 
     fn broken(&self) -> Option<Fault> {

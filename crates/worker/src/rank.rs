@@ -6,12 +6,13 @@ use chorale_device::Device;
 use chorale_link::{Joining, Meshes, Transport};
 use chorale_model::LoadProgress;
 use chorale_model::checkpoint::Checkpoint;
-use chorale_plan::{Assignment, Placement, Pulse, StepOutput, StepPlan, StepReport};
+use chorale_plan::{Assignment, OneShot, Placement, Pulse, StepOutput, StepPlan, StepReport};
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 /// Plans that wait for the rank while one runs.
 const MAX_PLANS: u64 = 2;
@@ -80,7 +81,8 @@ impl Rank {
             watch: Arc::new(Watch::new()),
             num_plans: AtomicU64::new(0),
             places: AtomicU64::new(0),
-            loads: Mutex::default(),
+            ended: CancellationToken::new(),
+            placed: Mutex::default(),
         });
         let on_thread = Arc::clone(&shared);
         std::thread::Builder::new()
@@ -144,16 +146,25 @@ impl Rank {
         self.hand_in(Job::Leave { reply }, answer)
     }
 
+    /// Ends when the thread has, of itself or because its device is lost.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.shared.ended.clone().cancelled_owned()
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.shared.ended.is_cancelled()
+    }
+
     /// A sign of life, whatever the thread does.
     pub fn pulse(&self) -> Pulse {
         self.shared.watch.pulse()
     }
 
     /// Rows that came to each expert since the place was taken, by layer and
-    /// expert; nothing without a place.
-    pub fn loads(&self) -> Vec<Vec<u64>> {
-        let loads = self.shared.loads.lock().unwrap_or_else(PoisonError::into_inner);
-        loads.as_ref().map(|loads| loads.rows()).unwrap_or_default()
+    /// expert, and which small exchanges take one launch; `None` without a place.
+    pub fn loads(&self) -> Option<(Vec<Vec<u64>>, OneShot)> {
+        let placed = self.shared.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        placed.as_ref().map(|(loads, one_shot)| (loads.rows(), *one_shot))
     }
 
     fn hand_in<T: Send + 'static>(

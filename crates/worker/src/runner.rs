@@ -8,11 +8,12 @@ use chorale_device::Device;
 use chorale_link::{Joining, Loads, Transport};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::{LoadProgress, Weights};
-use chorale_plan::{Assignment, Placement, StepOutput, StepPlan, StepReport};
+use chorale_plan::{Assignment, OneShot, Placement, StepOutput, StepPlan, StepReport};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 /// What the thread and its handles share.
 #[derive(Debug)]
@@ -22,12 +23,15 @@ pub(crate) struct Shared {
     pub(crate) num_plans: AtomicU64,
     /// Places that were taken or left: a `take` of a lower number is out of date.
     pub(crate) places: AtomicU64,
-    pub(crate) loads: Mutex<Option<Arc<Loads>>>,
+    /// Cancelled when the thread has ended.
+    pub(crate) ended: CancellationToken,
+    /// What is told of the place that was taken.
+    pub(crate) placed: Mutex<Option<(Arc<Loads>, OneShot)>>,
 }
 
 impl Shared {
-    pub(crate) fn set_loads(&self, loads: Option<Arc<Loads>>) {
-        *self.loads.lock().unwrap_or_else(PoisonError::into_inner) = loads;
+    pub(crate) fn set_placed(&self, placed: Option<(Arc<Loads>, OneShot)>) {
+        *self.placed.lock().unwrap_or_else(PoisonError::into_inner) = placed;
     }
 }
 
@@ -117,6 +121,14 @@ pub(crate) fn run<D: Device + 'static>(
         if let State::Placed(placed) = &mut state {
             placed.prepare_layer();
         }
+        let is_lost = match &mut state {
+            State::Idle(_, device) => device.is_lost(),
+            State::Placed(placed) => placed.is_lost(),
+        };
+        if is_lost {
+            tracing::error!("the device is lost, and with it this rank: only a new process mends that");
+            return;
+        }
     }
 }
 
@@ -156,6 +168,7 @@ fn run_job<D: Device + 'static>(
             shared.watch.begin(plan.step);
             match placed.submit(placement, &plan) {
                 Ok(running) => {
+                    shared.watch.come_further();
                     let waited = placed.take_waited();
                     finisher.take(running, Ended { step: plan.step, arrived, waited, reply });
                 }
@@ -173,7 +186,7 @@ fn run_job<D: Device + 'static>(
 
 /// Gives the place up: connections and room go, weights and device stay.
 fn vacate<D: Device>(state: State<D>, shared: &Shared) -> (Weights<D>, D) {
-    shared.set_loads(None);
+    shared.set_placed(None);
     match state {
         State::Idle(weights, device) => (weights, device),
         State::Placed(placed) => placed.give_up(),
@@ -190,6 +203,7 @@ struct Ending<'a>(&'a Shared);
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
         self.0.watch.end();
-        self.0.set_loads(None);
+        self.0.set_placed(None);
+        self.0.ended.cancel();
     }
 }

@@ -1,5 +1,5 @@
-//! The cluster in numbers, read when somebody asks. Nothing is labelled by rank,
-//! expert or address: how many series there are does not depend on the cluster.
+//! The cluster in numbers, read when somebody asks. Nothing here is labelled by
+//! rank, expert or address: how many series there are does not depend on the cluster.
 
 use super::Labels;
 use chorale_coordinator::cluster::{ClusterState, ClusterStatus};
@@ -92,7 +92,7 @@ mod tests {
     use crate::metrics::exposition;
     use crate::metrics::reader::Reader;
     use chorale_coordinator::cluster::Lack;
-    use chorale_plan::{Epoch, Shape};
+    use chorale_plan::{DenseFormat, Epoch, OneShot, Shape};
     use opentelemetry::KeyValue;
     use opentelemetry::metrics::MeterProvider;
     use opentelemetry_sdk::metrics::SdkMeterProvider;
@@ -108,6 +108,9 @@ mod tests {
             shape: None,
             transport: String::new(),
             carrier: None,
+            one_shot: OneShot::default(),
+            dense_dtype: DenseFormat::Bf16,
+            kv_dtype: None,
             num_carrier_failures: 0,
             placement: 0,
             num_rebalances: 0,

@@ -61,7 +61,7 @@ impl Metrics {
         if let Some(cluster) = cluster {
             cluster::register(&meter, &labels, cluster);
         }
-        experts::register(&meter, &labels, &status);
+        experts::register(&meter, &labels, &experts::Source::new(&status, cluster));
         Self(Arc::new(Instruments {
             engine: engine::EngineMetrics::new(&meter, &labels, status),
             requests: RequestMetrics::new(&meter, &labels, max_model_len),

@@ -4,6 +4,7 @@
 use crate::openai::OpenAi;
 use chorale_coordinator::Engine;
 use chorale_coordinator::cluster::{ClusterState, ClusterStatus, MemberState};
+use chorale_plan::ExpertResidency;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -58,23 +59,6 @@ pub struct Served {
     pub since: SystemTime,
     /// What becomes of experts that do not all fit GPUs, where this process has any.
     pub experts: Option<ExpertReader>,
-}
-
-/// Where experts lie that do not all fit their GPUs, and how often they were read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ExpertResidency {
-    /// Experts on GPUs.
-    pub gpu_experts: u64,
-    /// Experts in the host's memory.
-    pub host_experts: u64,
-    /// Reads of experts that were on their GPU.
-    pub hits: u64,
-    /// Reads over the bus.
-    pub misses: u64,
-    /// Reads of experts that were copied to the GPU for one call.
-    pub streamed: u64,
-    /// Changes of places.
-    pub moves: u64,
 }
 
 /// Tells where experts lie now.

@@ -2,14 +2,14 @@
 //! models, which version, which requests. It answers from what it was told and
 //! changes nothing, but for cancelling a request by its id.
 
-mod cluster;
+pub(crate) mod cluster;
 mod engine;
 mod models;
 mod probes;
 mod requests;
 mod tokenize;
 
-pub use engine::{EngineStatus, ExpertReader, ExpertResidency, LoadStatus, Served};
+pub use engine::{EngineStatus, ExpertReader, LoadStatus, Served};
 
 pub(crate) use cluster::cluster;
 pub(crate) use models::{list as list_models, retrieve as retrieve_model};

@@ -2,34 +2,9 @@
 
 use crate::client::{CHAT, chat, send, stream};
 use crate::fixture::Setup;
+use crate::lines::Lines;
 use chorale_api::KeySettings;
-use serde_json::Value;
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
 use tracing::subscriber::NoSubscriber;
-use tracing_subscriber::fmt::MakeWriter;
-
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Lines {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
 
 /// On one thread, so that the thread's subscriber sees every task.
 #[tokio::test]
@@ -55,15 +30,11 @@ async fn each_request_has_a_line_without_text() {
     harness.eventually("requests are over", |harness| harness.shared.requests().num_active() == 0).await;
     drop(guard);
 
-    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let text = lines.text();
     for secret in ["clock", "tick", "secret-a"] {
         assert!(!text.contains(secret), "{secret} in {text}");
     }
-    let requests: Vec<Value> = text
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap()["fields"].clone())
-        .filter(|fields| fields["message"] == "request")
-        .collect();
+    let requests = lines.requests();
     assert_eq!(requests.len(), 3, "{text}");
     let of = |id: &str| requests.iter().find(|fields| fields["request_id"] == id).unwrap();
     let complete = of("r-1");

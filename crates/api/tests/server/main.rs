@@ -6,6 +6,7 @@
 
 mod client;
 mod fixture;
+mod lines;
 
 mod cancel;
 mod drain;

@@ -15,7 +15,8 @@ use anyhow::Context;
 use chorale_api::{EngineStatus, LoadStatus, Phase, Shared};
 use chorale_coordinator::Executor;
 use chorale_coordinator::cluster::{
-    BalanceRule, Cluster, ClusterConfig, ClusterExecutor, ClusterStatus, JoinPort, JoinPortConfig, Timeouts,
+    BalanceRule, Cluster, ClusterConfig, ClusterExecutor, ClusterStatus, JoinPort, JoinPortConfig, RoomRules,
+    Timeouts,
 };
 use chorale_device::KvDtype;
 use chorale_plan::Epoch;
@@ -36,7 +37,6 @@ const EXCHANGE_SLACK: Duration = Duration::from_secs(30);
 pub(crate) struct Coordinator {
     cluster: Cluster,
     executor: ClusterExecutor,
-    max_model_len: usize,
     port: JoinPort,
 }
 
@@ -44,14 +44,15 @@ impl Coordinator {
     /// Opens the port for workers.
     pub(crate) async fn open(setup: &Setup, described: &Described) -> anyhow::Result<Self> {
         let settings = &setup.config;
-        let wanted = wanted(settings, described);
+        // The longest context takes the most of a device beside its pages.
+        let longest = wanted(settings, described, KvDtype::Fp8);
         let tls = trust::tls(settings)?;
-        let model = facts::model(&described.config, &wanted, (settings, settings.dense_dtype))?;
+        let model = facts::model(&described.config, &longest, (settings, settings.dense_dtype))?;
         let config = ClusterConfig {
             tensor_parallel_size: settings.tensor_parallel_size as u32,
             data_parallel_size: settings.data_parallel_size as u32,
             first_epoch: first_epoch(),
-            room: facts::room(&described.config, &wanted, settings.kv_cache_memory_bytes)?,
+            rooms: rooms(settings, described)?,
             dense_dtype: formats::dense_format(settings.dense_dtype),
             kv_dtype: settings.kv_cache_dtype.map(formats::kv_format),
             model,
@@ -76,7 +77,7 @@ impl Coordinator {
         let config = JoinPortConfig { address, tls, max_connections: MAX_WORKERS as usize };
         let port = JoinPort::bind(config, cluster.clone()).await.context("--cluster-listen")?;
         tracing::info!(address = %port.address(), "workers may join");
-        Ok(Self { cluster, executor, max_model_len: wanted.max_model_len, port })
+        Ok(Self { cluster, executor, port })
     }
 
     /// What goes on in the cluster.
@@ -105,13 +106,14 @@ impl Coordinator {
         // What it says last must not come after what is said below.
         let _ = following.await;
         let homes = homes?;
+        let max_model_len = self.max_model_len(&described);
         let num_ranks = self.cluster.status().shape.map_or(0, |shape| shape.num_ranks);
         let begin = Begin {
             traffic: Traffic::default(),
             setup: &setup,
             config: &described.config,
             homes,
-            max_model_len: self.max_model_len,
+            max_model_len,
             max_steps_in_flight: 1,
         };
         // Workers may join for as long as anybody is answered.
@@ -121,6 +123,29 @@ impl Coordinator {
             drop(port);
         });
         begin.run(self.executor, format!("{num_ranks} ranks"), &shared, &tell)
+    }
+}
+
+impl Coordinator {
+    /// The context that all homes have room for. Workers that come later keep to it.
+    fn max_model_len(&self, described: &Described) -> usize {
+        let tokens = self.executor.max_sequence_tokens();
+        let max_model_len = tokens.map_or(described.max_model_len, |tokens| tokens as usize);
+        if max_model_len < described.max_model_len {
+            let status = self.cluster.status();
+            let mut kept: Vec<&str> =
+                status.members.iter().filter_map(|member| Some(member.kv_dtype?.name())).collect();
+            kept.sort_unstable();
+            kept.dedup();
+            tracing::warn!(
+                max_model_len,
+                model_limit = described.max_model_len,
+                kv_cache_dtype = kept.join(", "),
+                "the context is cut to what the cache of the first ranks has room for, until this coordinator \
+                 ends; --kv-cache-memory makes it larger, a narrower --kv-cache-dtype makes more of it"
+            );
+        }
+        max_model_len
     }
 }
 
@@ -135,9 +160,10 @@ async fn follow(mut cluster: watch::Receiver<Arc<ClusterStatus>>, tell: watch::S
     }
 }
 
-/// What a home is to hold. A context that was not asked for is cut to what a
-/// cache of the default size has room for.
-fn wanted(settings: &Config, described: &Described) -> Wanted {
+/// What a home is to hold that keeps keys and values in one way or another. A
+/// context that was not asked for is cut to what a cache of the default size has
+/// room for.
+fn wanted(settings: &Config, described: &Described, kv_dtype: KvDtype) -> Wanted {
     let max_num_seqs = settings.max_num_seqs(DeviceKind::Cpu);
     let mut wanted = Wanted {
         kv_cache_bytes: settings.kv_cache_memory_bytes.unwrap_or(BYTES_MAX_DEFAULT),
@@ -145,13 +171,21 @@ fn wanted(settings: &Config, described: &Described) -> Wanted {
         max_num_seqs,
         max_batch_tokens: settings.max_batch_tokens(DeviceKind::Cpu).max(max_num_seqs),
         block_size: settings.kv_block_size,
-        // If nobody says, workers may be CPUs, which keep f32.
-        kv_dtype: settings.kv_cache_dtype.unwrap_or(KvDtype::F32),
+        kv_dtype: settings.kv_cache_dtype.unwrap_or(kv_dtype),
     };
     if settings.max_model_len.is_none() {
         wanted.max_model_len = room::max_model_len_that_fits(&described.config, &wanted);
     }
     wanted
+}
+
+/// The rooms of homes, by how the workers that will come keep keys and values.
+fn rooms(settings: &Config, described: &Described) -> anyhow::Result<RoomRules> {
+    let rule = |kv_dtype| {
+        let wanted = wanted(settings, described, kv_dtype);
+        facts::room(&described.config, &wanted, settings.kv_cache_memory_bytes)
+    };
+    Ok(RoomRules { f32: rule(KvDtype::F32)?, bf16: rule(KvDtype::Bf16)?, fp8: rule(KvDtype::Fp8)? })
 }
 
 /// Later than any epoch of a coordinator before this one, on clocks that agree

@@ -130,6 +130,7 @@ pub(super) fn room(
         })
     };
     Ok(RoomRule {
+        max_sequence_tokens: count(wanted.max_model_len as u64)?,
         block_size_tokens: wanted.block_size as u32,
         max_step_tokens: wanted.max_batch_tokens as u32,
         max_step_slices: wanted.max_num_seqs as u32,

@@ -52,7 +52,41 @@ fn carrier(status: &Value) -> String {
         Some(failures) => format!(", NCCL failed {failures} times"),
     };
     let by_nccl = if status["carrier"] == "nccl" { ", rows by NCCL" } else { "" };
-    format!("{by_nccl}{failures}")
+    let one_shot: Vec<&str> =
+        status["one_shot"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let small = if one_shot.is_empty() {
+        String::new()
+    } else {
+        format!(", small ones in one launch ({})", one_shot.join(", "))
+    };
+    format!("{by_nccl}{small}{failures}")
+}
+
+/// What weights, keys and values are kept in.
+fn dtypes(status: &Value) -> String {
+    let dense = status["dense_dtype"].as_str().unwrap_or("?");
+    let asked = status["kv_cache_dtype"].as_str();
+    let workers = status["workers"].as_array().into_iter().flatten();
+    let mut kept: Vec<&str> = workers.filter_map(|worker| worker["kv_cache_dtype"].as_str()).collect();
+    kept.sort_unstable();
+    kept.dedup();
+    let kept = match (asked, &kept[..]) {
+        (Some(asked), _) => asked.to_owned(),
+        (None, []) => "as ranks would".to_owned(),
+        (None, kept) => format!("{} (auto)", kept.join(" and ")),
+    };
+    format!("dense weights {dense}, keys and values {kept}")
+}
+
+/// Experts that a worker has with its host.
+fn hosted(worker: &Value) -> String {
+    let experts = &worker["offload"];
+    match experts["host_experts"].as_u64() {
+        None => "-".to_owned(),
+        Some(count) => {
+            format!("{count} ({})", units::show_bytes(experts["host_bytes"].as_f64().unwrap_or(0.0)))
+        }
+    }
 }
 
 fn table(status: &Value) -> String {
@@ -71,6 +105,7 @@ fn table(status: &Value) -> String {
         let _ = write!(text, ", {num_ranks} ranks");
     }
     let _ = writeln!(text, ", {}{}", word("transport"), carrier(status));
+    let _ = writeln!(text, "{}", dtypes(status));
     if let Some(reason) = status["reason"].as_str() {
         let _ = writeln!(text, "since {:.1} s: {reason}", status["down_s"].as_f64().unwrap_or(0.0));
     }
@@ -93,7 +128,9 @@ fn table(status: &Value) -> String {
             "ADDRESS",
             "DEVICE",
             "MEMORY",
+            "GB/s",
             "EXPERTS",
+            "ON HOST",
             "ROWS",
             "STEP ms",
             "WAITED ms",
@@ -111,7 +148,9 @@ fn table(status: &Value) -> String {
             word("address"),
             word("device"),
             units::show_bytes(worker["memory_bytes"].as_f64().unwrap_or(0.0)),
+            format!("{:.1}", worker["memory_bytes_per_s"].as_f64().unwrap_or(0.0) / 1e9),
             number(&worker["experts"]),
+            hosted(worker),
             number(&worker["rows"]),
             ms("step_us"),
             ms("waited_us"),
@@ -176,9 +215,31 @@ mod tests {
     }
 
     #[test]
+    fn types_and_experts_with_the_host_are_shown() {
+        let kept = |kept: &[Option<&str>]| {
+            let workers: Vec<Value> = kept.iter().map(|kept| json!({"kv_cache_dtype": kept})).collect();
+            dtypes(&json!({"dense_dtype": "int8", "kv_cache_dtype": null, "workers": workers}))
+        };
+        assert_eq!(kept(&[]), "dense weights int8, keys and values as ranks would");
+        let mixed = kept(&[Some("bf16"), None, Some("f32"), Some("bf16")]);
+        assert_eq!(mixed, "dense weights int8, keys and values bf16 and f32 (auto)");
+        let asked = json!({"dense_dtype": "bf16", "kv_cache_dtype": "fp8", "workers": []});
+        assert_eq!(dtypes(&asked), "dense weights bf16, keys and values fp8");
+        assert_eq!(hosted(&json!({"offload": null})), "-");
+        assert_eq!(
+            hosted(&json!({"offload": {"host_experts": 12, "host_bytes": 3_000_000_000_u64}})),
+            "12 (3.000 GB)"
+        );
+    }
+
+    #[test]
     fn what_carries_rows_is_told_where_it_is_nccl_or_should_have_been() {
         assert_eq!(carrier(&json!({"carrier": "frames", "nccl_failures": 0})), "");
         assert_eq!(carrier(&json!({"carrier": "nccl", "nccl_failures": 0})), ", rows by NCCL");
+        assert_eq!(
+            carrier(&json!({"carrier": "nccl", "one_shot": ["world", "group"]})),
+            ", rows by NCCL, small ones in one launch (world, group)"
+        );
         assert_eq!(carrier(&json!({"carrier": null, "nccl_failures": 2})), ", NCCL failed 2 times");
     }
 

@@ -9,7 +9,7 @@ use crate::serve::signals;
 use crate::setup::Setup;
 use anyhow::Context;
 use chorale_model::checkpoint::Checkpoint;
-use chorale_worker::join::{Left, Patience, Worker, WorkerConfig};
+use chorale_worker::join::{Left, MemoryRate, Patience, Worker, WorkerConfig};
 use chorale_worker::{Rank, formats};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -62,13 +62,14 @@ pub(crate) fn run(setup: &Setup) -> anyhow::Result<()> {
             .device_memory_bytes
             .or_else(|| memory.available_bytes())
             .unwrap_or(MEMORY_BYTES_DEFAULT),
-        memory_bytes_per_s: settings
+        memory_rate: settings
             .memory_bandwidth_bytes_per_s
-            .map_or_else(|| devices.memory_bytes_per_s(), |rate| rate as u64),
+            .map_or_else(|| devices.memory_rate(), |rate| MemoryRate::Known(rate as u64)),
         experts_only: settings.experts_only,
         nccl: library.as_ref().map(|library| library.version().code()),
         kv_dtypes,
         host_expert_bytes,
+        residency: traffic.reading(),
         max_frame_bytes: MAX_FRAME_BYTES,
         patience: Patience::default(),
     };

@@ -1,7 +1,8 @@
 //! A model's budget for people and for programs. Figures are rounded for
 //! people only.
 
-use super::{Gpus, Inspected};
+use super::Inspected;
+use super::gpus::Gpus;
 use crate::units::{show_bytes, show_count};
 use chorale_model::budget::{Budget, ByPart, Part, RankBudget, RanksNeeded, Shortage, StepFloor};
 use chorale_model::checkpoint::Layout;
@@ -105,7 +106,7 @@ fn write_text(out: &mut String, model: &Inspected, budget: &Budget, gpus: Option
     if let Some(gpus) = gpus {
         write_gpus(out, gpus)?;
     }
-    write_fit(out, budget)?;
+    write_fit(out, budget, gpus)?;
     write_decode(out, &budget.decode)
 }
 
@@ -215,7 +216,7 @@ fn write_ranks(out: &mut String, ranks: &[RankBudget]) -> fmt::Result {
 }
 
 fn write_gpus(out: &mut String, gpus: &Gpus) -> fmt::Result {
-    let Gpus { max_num_seqs, max_batch_tokens, ranks } = gpus;
+    let Gpus { max_num_seqs, max_batch_tokens, ranks, .. } = gpus;
     writeln!(
         out,
         "\non GPUs, before the KV cache, with --max-num-seqs {max_num_seqs} and --max-batch-tokens {max_batch_tokens}"
@@ -245,14 +246,23 @@ fn holds_as_much(one: &RankBudget, other: &RankBudget) -> bool {
     one.weight_bytes == other.weight_bytes && one.kv == other.kv && one.fit == other.fit
 }
 
-fn write_fit(out: &mut String, budget: &Budget) -> fmt::Result {
+fn write_fit(out: &mut String, budget: &Budget, gpus: Option<&Gpus>) -> fmt::Result {
     let Some(memory) = budget.ranks.iter().find_map(|rank| Some(rank.fit.as_ref()?.device_memory_bytes))
     else {
         return Ok(());
     };
     let gib = memory as f64 / f64::from(1 << 30);
     let memory = show_bytes(memory as f64);
-    writeln!(out, "\n{gib:.2} GiB ({memory}) on each rank, one sequence of {} tokens", budget.max_model_len)?;
+    write!(out, "\n{gib:.2} GiB ({memory}) on each rank, one sequence of {} tokens", budget.max_model_len)?;
+    match gpus {
+        None => writeln!(out)?,
+        Some(gpus) => writeln!(
+            out,
+            " and the windows of {}; {:.2} GiB are left to the driver, graphs and NCCL",
+            gpus.max_num_seqs,
+            gpus.reserved_bytes as f64 / f64::from(1 << 30)
+        )?,
+    }
     let short = budget.ranks.iter().find_map(|rank| Some((rank.rank, rank.fit.as_ref()?.shortage.as_ref()?)));
     match short {
         None => writeln!(out, "  fits")?,

@@ -98,14 +98,8 @@ pub(super) fn start(
             error.context("cannot load the model")
         })?;
         let (shape, checkpoint, room, max_model_len) = planned;
-        let home = |rank| HomeConfig {
-            rank,
-            num_full_blocks: room.num_full_blocks as u32,
-            num_sliding_blocks: room.num_sliding_blocks as u32,
-            max_step_tokens: room.limits.max_rows as u32,
-            max_step_slices: room.limits.max_slices as u32,
-        };
-        let homes = shape.homes().map(home).collect();
+        let room = wire_room(&room);
+        let homes = shape.homes().map(|rank| HomeConfig::new(rank, &room)).collect();
         let config = checkpoint.config();
         let begin = Begin { setup: &setup, config, homes, max_model_len, max_steps_in_flight, traffic };
         begin.run(ranks, device, &shared, &tell)

@@ -12,7 +12,7 @@ use chorale_model::shard::{ShardSpec, split};
 use chorale_nccl::Library;
 use chorale_plan::{
     Assignment, Carrier, DenseFormat, Epoch, ExchangeOptions, Placement, Rank as RankId, Room, RowFormat,
-    Shape, StepPlan,
+    Shape, StepJoin, StepPlan, WrongAnswer,
 };
 use chorale_worker::{Rank, RankError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -191,24 +191,28 @@ impl Executor for LocalRanks {
         let running: Vec<_> = self.ranks.iter().zip(ids).map(|(rank, id)| rank.step(0, part(id))).collect();
         let shape = self.shape;
         Box::pin(async move {
-            let mut outputs = Vec::new();
+            let ended = |reason: String| StepError::Ended { reason };
+            let mut join =
+                StepJoin::new(shape, &plan).ok_or_else(|| ended("the plan is for other homes".to_owned()))?;
+            let mut joined = Ok(None);
             let mut failed: Option<RankError> = None;
             for (step, id) in running.into_iter().zip(shape.ranks()) {
                 match step.await {
-                    Ok((output, _)) => outputs.push((id, output)),
+                    Ok((output, _)) if joined.is_ok() => joined = join.done(id, output),
+                    Ok(_) => {}
                     // Who blames another rank only saw it fail.
                     Err(error) if !failed.as_ref().is_some_and(is_cause) => failed = Some(error),
                     Err(_) => {}
                 }
             }
             if let Some(error) = failed {
-                return Err(StepError::Ended { reason: error.to_string() });
+                return Err(ended(error.to_string()));
             }
-            let homes: Vec<RankId> = shape.homes().collect();
-            let outputs = outputs.into_iter().filter(|(id, _)| homes.contains(id));
-            plan.join(outputs).ok_or_else(|| StepError::Ended {
-                reason: "the ranks sampled something else than the plan asked for".to_owned(),
-            })
+            match joined {
+                Ok(Some(output)) => Ok(output),
+                Ok(None) => Err(ended("not all ranks answered".to_owned())),
+                Err(WrongAnswer { rank, reason }) => Err(ended(format!("rank {}: {reason}", rank.0))),
+            }
         })
     }
 }

@@ -48,7 +48,8 @@ pub(super) fn carrier(
     mut versions: impl Iterator<Item = Option<u32>>,
 ) -> Carrier {
     // Rows are shared out evenly over a group, and travel as they are.
-    let is_even = config.room.max_step_tokens.is_multiple_of(shape.tensor_parallel_size);
+    // The same for all ranks, however they keep keys and values.
+    let is_even = config.rooms.f32.max_step_tokens.is_multiple_of(shape.tensor_parallel_size);
     let is_asked = shape.num_ranks > 1 && is_even && config.exchange.dispatch == RowFormat::F32;
     match versions.next().flatten() {
         Some(first) if is_asked && versions.all(|version| version == Some(first)) => Carrier::Nccl,
@@ -78,7 +79,7 @@ mod tests {
     #[test]
     fn nccl_carries_where_all_ranks_have_the_same() {
         let mut config = test_config(3, 1);
-        config.room.max_step_tokens = 8;
+        config.rooms.f32.max_step_tokens = 8;
         let shape = |tensor_parallel_size, num_ranks| Shape {
             tensor_parallel_size,
             data_parallel_size: 1,

@@ -17,7 +17,7 @@ pub struct ClusterConfig {
     /// The model.
     pub model: ModelFacts,
     /// The room for keys and values.
-    pub room: RoomRule,
+    pub rooms: RoomRules,
     /// How all ranks keep dense weights; `model` counts them so.
     pub dense_dtype: DenseFormat,
     /// How all ranks keep keys and values; if `None`, each group as its devices would.
@@ -85,9 +85,53 @@ impl PageBytes {
     }
 }
 
+/// The room for keys and values, by how they are kept: narrower ones leave room for
+/// longer sequences, where nobody says how long they may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoomRules {
+    /// See [`KvFormat::F32`].
+    pub f32: RoomRule,
+    /// See [`KvFormat::Bf16`].
+    pub bf16: RoomRule,
+    /// See [`KvFormat::Fp8`].
+    pub fp8: RoomRule,
+}
+
+impl RoomRules {
+    /// The same however they are kept.
+    pub fn same(rule: RoomRule) -> Self {
+        Self { f32: rule, bf16: rule, fp8: rule }
+    }
+
+    /// Of ranks that keep them so.
+    pub fn of(&self, kv: KvFormat) -> &RoomRule {
+        match kv {
+            KvFormat::F32 => &self.f32,
+            KvFormat::Bf16 => &self.bf16,
+            KvFormat::Fp8 => &self.fp8,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_mut(&mut self, kv: KvFormat) -> &mut RoomRule {
+        match kv {
+            KvFormat::F32 => &mut self.f32,
+            KvFormat::Bf16 => &mut self.bf16,
+            KvFormat::Fp8 => &mut self.fp8,
+        }
+    }
+
+    /// What a rank that keeps them so leaves free of experts.
+    pub(super) fn reserved_bytes(&self, split: &SplitFacts, kv: KvFormat) -> u64 {
+        self.of(kv).reserved_bytes(split, kv)
+    }
+}
+
 /// How many pages a rank gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoomRule {
+    /// The longest sequence.
+    pub max_sequence_tokens: u32,
     /// Positions of a page.
     pub block_size_tokens: u32,
     /// Rows of one home in a step.
@@ -264,7 +308,7 @@ impl ClusterConfig {
             ("num_layers", model.num_layers),
             ("num_experts", model.num_experts),
             ("expert_bytes", model.expert_bytes.min(1) as u32),
-            ("block_size_tokens", self.room.block_size_tokens),
+            ("block_size_tokens", self.rooms.f32.block_size_tokens),
             ("pulse_ms", self.timeouts.pulse_ms),
             ("silence_ms", self.timeouts.silence_ms.min(1) as u32),
         ] {
@@ -300,6 +344,7 @@ mod tests {
 
     fn rule(kv_cache_bytes: Option<u64>) -> RoomRule {
         RoomRule {
+            max_sequence_tokens: 160,
             block_size_tokens: 16,
             max_step_tokens: 64,
             max_step_slices: 8,

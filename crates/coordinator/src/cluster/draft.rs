@@ -53,6 +53,20 @@ pub(super) struct Draft {
     pub(super) capacities: Vec<Capacity>,
 }
 
+impl Draft {
+    /// The room of each group.
+    pub(super) fn homes(&self) -> impl Iterator<Item = &Room> {
+        self.shape.homes().filter_map(|rank| self.rooms.get(rank.0 as usize))
+    }
+
+    /// What the busiest rank has to read for each row of experts, in units of its own.
+    pub(super) fn busiest(&self) -> f64 {
+        let times = self.quotas.iter().zip(&self.capacities);
+        let time = |(quota, capacity): (&u32, &Capacity)| f64::from(*quota) / capacity.speed.max(1) as f64;
+        times.map(time).fold(0.0, f64::max)
+    }
+}
+
 /// Why there is no world: what workers would have to bring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lack {
@@ -69,7 +83,7 @@ pub struct Lack {
 pub(super) fn draft(config: &ClusterConfig, candidates: &[Candidate]) -> Result<Draft, Lack> {
     let least = |size: u32, candidate: &Candidate| {
         let split = config.split(size);
-        split.dense_bytes + config.room.reserved_bytes(split, candidate.own_kv(config))
+        split.dense_bytes + config.rooms.reserved_bytes(split, candidate.own_kv(config))
     };
     let mut lack: Option<Lack> = None;
     for size in (1..=config.tensor_parallel_size).rev() {
@@ -152,7 +166,7 @@ fn assign(
     let kv: Vec<KvFormat> = ranks.iter().enumerate().map(kv).collect();
 
     let fixed = |rank: usize| match rank < num_attention {
-        true => split.dense_bytes + config.room.reserved_bytes(split, kv[rank]),
+        true => split.dense_bytes + config.rooms.reserved_bytes(split, kv[rank]),
         false => config.model.experts_only_bytes,
     };
     let model = &config.model;
@@ -185,7 +199,8 @@ fn assign(
     let capacities = (0..used.len())
         .map(|rank| {
             let pages = if rank < num_attention {
-                split.dense_bytes + config.room.bytes(split, kv[rank], rooms[rank].num_full_blocks)
+                split.dense_bytes
+                    + config.rooms.of(kv[rank]).bytes(split, kv[rank], rooms[rank].num_full_blocks)
             } else {
                 model.experts_only_bytes
             };
@@ -256,13 +271,13 @@ fn rooms(
         let left = ranks[rank].memory_bytes.saturating_sub(split.dense_bytes);
         // The device has as many as it can beside the least that pages take; others
         // lie with the host.
-        let most = left.saturating_sub(config.room.reserved_bytes(split, kv[rank]));
+        let most = left.saturating_sub(config.rooms.reserved_bytes(split, kv[rank]));
         let left = left - experts.min(most);
-        config.room.room(split, kv[rank], left)
+        config.rooms.of(kv[rank]).room(split, kv[rank], left)
     };
     let room = |rank: usize| {
         if rank >= num_attention {
-            return config.room.without_pages(kv[rank]);
+            return config.rooms.of(kv[rank]).without_pages(kv[rank]);
         }
         let first = rank / size as usize * size as usize;
         let group = (first..first + size as usize).map(own);

@@ -3,12 +3,11 @@
 
 use super::config::{ClusterConfig, ClusterConfigError};
 use super::executor::{ClusterExecutor, Request};
-use super::join::{Join, Wrong};
 use super::member::MemberId;
 use super::membership::{Action, Event, Membership, World};
 use super::status::ClusterStatus;
 use crate::executor::StepError;
-use chorale_plan::{FromWorker, StepOutput, StepPlan, ToWorker};
+use chorale_plan::{FromWorker, StepJoin, StepOutput, StepPlan, ToWorker, WrongAnswer};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,7 +69,8 @@ impl Cluster {
             tell_world,
         };
         let running = tokio::spawn(driver.run(unknown, unheard, wanted));
-        Ok((Self { connections, status }, ClusterExecutor { requests, world, epoch: None }, running))
+        let executor = ClusterExecutor { requests, world, epoch: None, max_sequence_tokens: None };
+        Ok((Self { connections, status }, executor, running))
     }
 
     /// Hands a worker's stream over. False, and the stream ends, if the cluster
@@ -108,7 +108,7 @@ type Heard = (MemberId, Option<FromWorker>);
 
 /// A step that ranks compute.
 struct Running {
-    join: Join,
+    join: StepJoin,
     reply: oneshot::Sender<Result<StepOutput, StepError>>,
 }
 
@@ -213,7 +213,7 @@ impl Driver {
                 }
             }
             // Not always the one that spoke last.
-            Err(Wrong { rank, reason }) => {
+            Err(WrongAnswer { rank, reason }) => {
                 if let Some(&member) = world.members.get(rank.0 as usize) {
                     self.apply(Event::Wrong { member, reason });
                 }
@@ -229,7 +229,7 @@ impl Driver {
             let _ = reply.send(Err(StepError::Moved { reason }));
             return;
         };
-        let Some(join) = Join::new(world.shape, &plan) else {
+        let Some(join) = StepJoin::new(world.shape, &plan) else {
             let reason = "the plan is for other homes".to_owned();
             let _ = reply.send(Err(StepError::Lost { reason }));
             return;

@@ -23,6 +23,15 @@ pub struct ClusterExecutor {
     pub(super) world: watch::Receiver<Option<Arc<World>>>,
     /// The world that plans are made for.
     pub(super) epoch: Option<Epoch>,
+    pub(super) max_sequence_tokens: Option<u32>,
+}
+
+impl ClusterExecutor {
+    /// The longest sequence that every home has room for, known as soon as there
+    /// were homes, and then for good: it depends on how they keep keys and values.
+    pub fn max_sequence_tokens(&self) -> Option<u32> {
+        self.max_sequence_tokens
+    }
 }
 
 impl Executor for ClusterExecutor {
@@ -45,6 +54,7 @@ impl Executor for ClusterExecutor {
         loop {
             if let Some(world) = self.world.borrow_and_update().clone() {
                 self.epoch = Some(world.epoch);
+                self.max_sequence_tokens = Some(world.max_sequence_tokens);
                 return Ok(world.homes.clone());
             }
             let changed = self.world.changed().await;

@@ -2,7 +2,7 @@
 //! that failed.
 
 use super::draft::Candidate;
-use chorale_plan::{Offer, Placement, Pulse, Rank, StepReport};
+use chorale_plan::{Offer, OneShot, Placement, Pulse, Rank, Standing, StepReport};
 use std::collections::BTreeMap;
 
 /// A worker's connection; never used again for another.
@@ -29,6 +29,9 @@ pub(super) struct Member {
     pub(super) loading: Loading,
     pub(super) pulse: Pulse,
     pub(super) report: StepReport,
+    /// It has become faster since it was left without a place.
+    pub(super) is_faster: bool,
+    pub(super) standing: Standing,
     /// Rows that came to each expert in this epoch, by layer.
     pub(super) loads: Vec<Vec<u64>>,
 }
@@ -64,6 +67,8 @@ impl Member {
             loading: Loading::default(),
             pulse: Pulse::default(),
             report: StepReport::default(),
+            is_faster: false,
+            standing: Standing::default(),
             loads: Vec::new(),
         }
     }
@@ -93,8 +98,25 @@ impl Member {
         self.held = (0..placement.layers.len()).map(|layer| placement.experts_of(rank, layer)).collect();
         self.loading = Loading { moved_ms: now_ms, ..Loading::default() };
         self.loads = Vec::new();
+        self.is_faster = false;
+        self.standing.one_shot = OneShot::default();
+    }
+
+    /// Takes in the rate at which it reads its memory now, if that is clearly higher
+    /// than what is known: a little more is noise, and less is what others took.
+    pub(super) fn is_clearly_faster(&mut self, bytes_per_s: u64) -> bool {
+        let Some(offer) = &mut self.offer else { return false };
+        let least = offer.memory_bytes_per_s.saturating_add(offer.memory_bytes_per_s / CLEAR_PART);
+        if bytes_per_s <= least {
+            return false;
+        }
+        offer.memory_bytes_per_s = bytes_per_s;
+        true
     }
 }
+
+/// A rate is clearly higher if it is so by more than one part in so many.
+const CLEAR_PART: u64 = 4;
 
 /// What is remembered of those that failed, by their address: a worker that is
 /// started anew is the same machine.

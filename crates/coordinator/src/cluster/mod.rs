@@ -16,7 +16,6 @@ mod draft;
 mod draw;
 mod driver;
 mod executor;
-mod join;
 mod member;
 mod membership;
 mod placement;
@@ -24,7 +23,8 @@ mod service;
 mod status;
 
 pub use config::{
-    BalanceRule, ClusterConfig, ClusterConfigError, ModelFacts, PageBytes, RoomRule, SplitFacts, Timeouts,
+    BalanceRule, ClusterConfig, ClusterConfigError, ModelFacts, PageBytes, RoomRule, RoomRules, SplitFacts,
+    Timeouts,
 };
 pub use draft::Lack;
 pub use driver::{Cluster, Connection};
@@ -55,7 +55,8 @@ pub(crate) fn test_config(tensor_parallel_size: u32, data_parallel_size: u32) ->
             splits: vec![split(100), split(60)],
             experts_only_bytes: 0,
         },
-        room: RoomRule {
+        rooms: RoomRules::same(RoomRule {
+            max_sequence_tokens: 32,
             block_size_tokens: 4,
             max_step_tokens: 64,
             max_step_slices: 16,
@@ -64,7 +65,7 @@ pub(crate) fn test_config(tensor_parallel_size: u32, data_parallel_size: u32) ->
             max_full_blocks: 64,
             kv_cache_bytes: None,
             max_bytes_by_default: u64::MAX,
-        },
+        }),
         dense_dtype: chorale_plan::DenseFormat::Bf16,
         kv_dtype: None,
         exchange: chorale_plan::ExchangeOptions {

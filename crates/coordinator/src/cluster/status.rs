@@ -1,7 +1,9 @@
 //! What people and probes see of a cluster: plain data.
 
 use super::draft::Lack;
-use chorale_plan::{Carrier, Epoch, Pulse, Rank, Shape, StepReport};
+use chorale_plan::{
+    Carrier, DenseFormat, Epoch, ExpertResidency, KvFormat, OneShot, Pulse, Rank, Shape, StepReport,
+};
 use std::cmp::Reverse;
 use std::sync::Arc;
 
@@ -25,6 +27,12 @@ pub struct ClusterStatus {
     pub transport: String,
     /// By what ranks exchange rows, while there is a membership.
     pub carrier: Option<Carrier>,
+    /// Where all ranks' small exchanges take one launch each.
+    pub one_shot: OneShot,
+    /// How all ranks keep dense weights.
+    pub dense_dtype: DenseFormat,
+    /// How all ranks are to keep keys and values; `None` leaves it to each group.
+    pub kv_dtype: Option<KvFormat>,
     /// Times that NCCL failed, where no rank did.
     pub num_carrier_failures: u64,
     /// The placement's version.
@@ -153,6 +161,16 @@ pub struct MemberStatus {
     pub memory_bytes: u64,
     /// How fast it reads its memory.
     pub memory_bytes_per_s: u64,
+    /// Memory of its host that it offers for experts.
+    pub host_expert_bytes: u64,
+    /// How it keeps keys and values; `None` without attention.
+    pub kv_dtype: Option<KvFormat>,
+    /// Where its experts lie; `None` while all lie on its device.
+    pub residency: Option<ExpertResidency>,
+    /// What those in its host's memory take.
+    pub used_host_bytes: u64,
+    /// Which of its small exchanges take one launch.
+    pub one_shot: OneShot,
     /// Experts that it holds, over all layers.
     pub num_experts: u64,
     /// Rows that came to its experts in this epoch.

@@ -67,7 +67,9 @@ impl Checks {
                 assert_eq!(assigned, world.members.iter().copied().collect(), "all who have a place serve");
                 assert!(assigned.is_subset(&self.ready), "all who serve are ready");
                 assert_eq!(world.homes.len(), world.shape.data_parallel_size as usize);
-                assert!(world.homes.iter().all(|home| home.num_full_blocks >= config.room.min_full_blocks));
+                assert!(
+                    world.homes.iter().all(|home| home.num_full_blocks >= config.rooms.f32.min_full_blocks)
+                );
                 self.last_version = 0;
                 self.serving = Some(world.clone());
             }

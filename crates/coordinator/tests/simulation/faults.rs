@@ -2,7 +2,7 @@
 
 use crate::world::{Next, Simulation};
 use chorale_coordinator::cluster::Event;
-use chorale_plan::{Epoch, FromWorker, Pulse, Rank, StepOutput, StepReport};
+use chorale_plan::{Epoch, ExpertResidency, FromWorker, Pulse, Rank, Standing, StepOutput, StepReport};
 
 impl Simulation {
     /// One fault, drawn at random.
@@ -10,7 +10,7 @@ impl Simulation {
         let index = self.draw.below(self.workers.len() as u64) as usize;
         let other = self.draw.below(self.workers.len() as u64) as usize;
         let delay = 300 + self.draw.below(5000);
-        let kind = self.draw.below(14);
+        let kind = self.draw.below(15);
         if !self.workers[index].answers() {
             return;
         }
@@ -39,6 +39,11 @@ impl Simulation {
             }
             11 => self.talk_nonsense(index),
             12 => self.workers[index].is_full = true,
+            14 => {
+                let faster = 2 + self.draw.below(8);
+                let worker = &mut self.workers[index];
+                worker.speed = (worker.speed + 1) * faster;
+            }
             13 if self.draw.below(100) < 40 => self.restart_coordinator(),
             _ => {}
         }
@@ -121,9 +126,20 @@ impl Simulation {
             2 => FromWorker::Unable { epoch, blamed: None, reason },
             3 => FromWorker::Unprepared { epoch, version: self.draw.below(5) as u32, reason },
             4 => FromWorker::Refused { epoch, step, reason },
-            5 => FromWorker::Loads { epoch, rows: vec![vec![u64::MAX; 6]; self.draw.below(4) as usize] },
+            5 => {
+                let experts = ExpertResidency { hits: u64::MAX, ..ExpertResidency::default() };
+                let standing = Standing { experts: Some(experts), ..Standing::default() };
+                let rows = vec![vec![u64::MAX; 6]; self.draw.below(4) as usize];
+                FromWorker::Loads { epoch, rows, standing }
+            }
             6 => FromWorker::Loading { epoch, bytes: 1 << 60, total_bytes: 0, tensors: 9, total_tensors: 0 },
-            7 => FromWorker::Pulse(Pulse { step: Some(step), waiting_for: Some(rank), stalled_ms: u32::MAX }),
+            7 => FromWorker::Pulse(Pulse {
+                step: Some(step),
+                waiting_for: Some(rank),
+                stalled_ms: u32::MAX,
+                exchanges: self.draw.below(1 << 10) as u32,
+                memory_bytes_per_s: Some(self.draw.below(1 << 40)),
+            }),
             // In the present epoch these would be taken for the truth.
             8 if !is_present => FromWorker::Prepared { epoch, version: self.draw.below(5) as u32 },
             9 if !is_present => FromWorker::Ready { epoch },

@@ -3,7 +3,9 @@
 use crate::worker::Work;
 use crate::world::{EXCHANGE_MS, Next, Simulation};
 use chorale_coordinator::cluster::{Event, MemberId};
-use chorale_plan::{Epoch, FromWorker, KvFormat, Offer, PROTOCOL, Pulse, StepOutput, StepReport, ToWorker};
+use chorale_plan::{
+    Epoch, FromWorker, KvFormat, Offer, PROTOCOL, Pulse, Standing, StepOutput, StepReport, ToWorker,
+};
 
 impl Simulation {
     pub(crate) fn arrive_at_worker(&mut self, index: usize, message: ToWorker) {
@@ -88,8 +90,14 @@ impl Simulation {
             step: worker.work.map(|work| work.step),
             waiting_for: worker.work.and_then(|work| work.waiting_for),
             stalled_ms: worker.work.map_or(0, stalled),
+            memory_bytes_per_s: Some(worker.speed),
+            ..Pulse::default()
         };
-        let loads = worker.epoch().map(|epoch| FromWorker::Loads { epoch, rows: worker.rows.clone() });
+        let loads = worker.epoch().map(|epoch| FromWorker::Loads {
+            epoch,
+            rows: worker.rows.clone(),
+            standing: Standing::default(),
+        });
         self.send(index, FromWorker::Pulse(pulse));
         if let Some(loads) = loads {
             self.send(index, loads);

@@ -6,7 +6,7 @@ use crate::draw::Draw;
 use crate::worker::{Partitions, Worker};
 use chorale_coordinator::cluster::{
     Action, BalanceRule, ClusterConfig, ClusterState, Event, MemberId, Membership, ModelFacts, PageBytes,
-    RoomRule, SplitFacts, Timeouts,
+    RoomRule, RoomRules, SplitFacts, Timeouts,
 };
 use chorale_plan::{DenseFormat, Epoch, ExchangeOptions, FromWorker, RowFormat, StepPlan, ToWorker};
 use std::cmp::Reverse;
@@ -101,7 +101,8 @@ fn config(draw: &mut Draw) -> ClusterConfig {
             splits: vec![split(100), split(60)],
             experts_only_bytes: 5,
         },
-        room: RoomRule {
+        rooms: RoomRules::same(RoomRule {
+            max_sequence_tokens: 32,
             block_size_tokens: 4,
             max_step_tokens: 64,
             max_step_slices: 16,
@@ -110,7 +111,7 @@ fn config(draw: &mut Draw) -> ClusterConfig {
             max_full_blocks: 64,
             kv_cache_bytes: None,
             max_bytes_by_default: u64::MAX,
-        },
+        }),
         dense_dtype: DenseFormat::Bf16,
         kv_dtype: None,
         exchange: ExchangeOptions {

@@ -6,7 +6,7 @@ use super::world::{address, rank};
 use super::{MAX_EXPERTS, MAX_LAYERS, MAX_REASON_BYTES, cut, inner, v1};
 use crate::InvalidField;
 use crate::field::{at_most, present, short};
-use chorale_plan::{Epoch, FromWorker, Offer, Pulse, Rank, StepReport};
+use chorale_plan::{Epoch, ExpertResidency, FromWorker, Offer, OneShot, Pulse, Rank, Standing, StepReport};
 
 /// Of names and digests.
 const MAX_NAME_BYTES: usize = 256;
@@ -49,9 +49,10 @@ impl From<FromWorker> for v1::WorkerMessage {
             FromWorker::CarrierFailed { epoch, step, reason } => {
                 Said::CarrierFailed(v1::CarrierFailed { epoch: epoch.0, step, reason: cut(reason) })
             }
-            FromWorker::Loads { epoch, rows } => {
+            FromWorker::Loads { epoch, rows, standing: Standing { experts, one_shot } } => {
                 let layers = rows.into_iter().map(|rows| v1::LayerLoads { rows }).collect();
-                Said::Loads(v1::Loads { epoch: epoch.0, layers })
+                let (experts, one_shot) = (experts.map(Into::into), Some(one_shot.into()));
+                Said::Loads(v1::Loads { epoch: epoch.0, layers, experts, one_shot })
             }
             FromWorker::Leaving => Said::Leaving(v1::Leaving {}),
         };
@@ -129,8 +130,10 @@ impl TryFrom<v1::Offer> for Offer {
 }
 
 impl From<Pulse> for v1::WorkerPulse {
-    fn from(Pulse { step, waiting_for, stalled_ms }: Pulse) -> Self {
-        Self { step, waiting_for: waiting_for.map(|rank| rank.0), stalled_ms }
+    fn from(pulse: Pulse) -> Self {
+        let Pulse { step, waiting_for, stalled_ms, exchanges, memory_bytes_per_s } = pulse;
+        let waiting_for = waiting_for.map(|rank| rank.0);
+        Self { step, waiting_for, stalled_ms, exchanges, memory_bytes_per_s }
     }
 }
 
@@ -138,8 +141,9 @@ impl TryFrom<v1::WorkerPulse> for Pulse {
     type Error = InvalidField;
 
     fn try_from(message: v1::WorkerPulse) -> Result<Self, InvalidField> {
-        let v1::WorkerPulse { step, waiting_for, stalled_ms } = message;
-        Ok(Self { step, waiting_for: some_rank("waiting_for", waiting_for)?, stalled_ms })
+        let v1::WorkerPulse { step, waiting_for, stalled_ms, exchanges, memory_bytes_per_s } = message;
+        let waiting_for = some_rank("waiting_for", waiting_for)?;
+        Ok(Self { step, waiting_for, stalled_ms, exchanges, memory_bytes_per_s })
     }
 }
 
@@ -206,7 +210,8 @@ impl TryFrom<v1::CarrierFailed> for FromWorker {
 impl TryFrom<v1::Loads> for FromWorker {
     type Error = InvalidField;
 
-    fn try_from(v1::Loads { epoch, layers }: v1::Loads) -> Result<Self, InvalidField> {
+    fn try_from(message: v1::Loads) -> Result<Self, InvalidField> {
+        let v1::Loads { epoch, layers, experts, one_shot } = message;
         let layers = at_most("layers", layers, MAX_LAYERS)?;
         let num_experts = layers.first().map_or(0, |layer| layer.rows.len());
         let is_odd = |layer: &v1::LayerLoads| layer.rows.len() != num_experts;
@@ -214,6 +219,39 @@ impl TryFrom<v1::Loads> for FromWorker {
             let reason = format_args!("must be of as many experts each, at most {MAX_EXPERTS}");
             return Err(InvalidField::new("layers", reason));
         }
-        Ok(Self::Loads { epoch: Epoch(epoch), rows: layers.into_iter().map(|layer| layer.rows).collect() })
+        Ok(Self::Loads {
+            epoch: Epoch(epoch),
+            rows: layers.into_iter().map(|layer| layer.rows).collect(),
+            standing: Standing {
+                experts: experts.map(Into::into),
+                one_shot: one_shot.map(Into::into).unwrap_or_default(),
+            },
+        })
+    }
+}
+
+impl From<ExpertResidency> for v1::ExpertResidency {
+    fn from(experts: ExpertResidency) -> Self {
+        let ExpertResidency { gpu_experts, host_experts, hits, misses, streamed, moves } = experts;
+        Self { gpu_experts, host_experts, hits, misses, streamed, moves }
+    }
+}
+
+impl From<v1::ExpertResidency> for ExpertResidency {
+    fn from(message: v1::ExpertResidency) -> Self {
+        let v1::ExpertResidency { gpu_experts, host_experts, hits, misses, streamed, moves } = message;
+        Self { gpu_experts, host_experts, hits, misses, streamed, moves }
+    }
+}
+
+impl From<OneShot> for v1::OneShot {
+    fn from(OneShot { world, group }: OneShot) -> Self {
+        Self { world, group }
+    }
+}
+
+impl From<v1::OneShot> for OneShot {
+    fn from(v1::OneShot { world, group }: v1::OneShot) -> Self {
+        Self { world, group }
     }
 }

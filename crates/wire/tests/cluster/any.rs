@@ -56,9 +56,11 @@ pub(crate) fn from_worker() -> impl Strategy<Value = FromWorker> {
             })
         },
     );
-    let pulse = (of(any::<u64>()), of(rank()), any::<u32>()).prop_map(|(step, waiting_for, stalled_ms)| {
-        FromWorker::Pulse(Pulse { step, waiting_for, stalled_ms })
-    });
+    let pulse = (of(any::<u64>()), of(rank()), any::<[u32; 2]>(), of(any::<u64>())).prop_map(
+        |(step, waiting_for, [stalled_ms, exchanges], memory_bytes_per_s)| {
+            FromWorker::Pulse(Pulse { step, waiting_for, stalled_ms, exchanges, memory_bytes_per_s })
+        },
+    );
     let loading = (epoch(), any::<[u64; 2]>(), any::<[u32; 2]>()).prop_map(|(epoch, bytes, tensors)| {
         let ([bytes, total_bytes], [tensors, total_tensors]) = (bytes, tensors);
         FromWorker::Loading { epoch, bytes, total_bytes, tensors, total_tensors }
@@ -80,9 +82,14 @@ pub(crate) fn from_worker() -> impl Strategy<Value = FromWorker> {
         .prop_map(|(epoch, step, blamed, reason)| FromWorker::Lost { epoch, step, blamed, reason });
     let carrier_failed = (epoch(), of(any::<u64>()), text())
         .prop_map(|(epoch, step, reason)| FromWorker::CarrierFailed { epoch, step, reason });
-    let loads = (epoch(), 0..4usize, 0..6usize).prop_flat_map(|(epoch, layers, experts)| {
-        vec(vec(any::<u64>(), experts), layers).prop_map(move |rows| FromWorker::Loads { epoch, rows })
-    });
+    let loads =
+        (epoch(), 0..4usize, 0..6usize, standing()).prop_flat_map(|(epoch, layers, experts, standing)| {
+            vec(vec(any::<u64>(), experts), layers).prop_map(move |rows| FromWorker::Loads {
+                epoch,
+                rows,
+                standing,
+            })
+        });
     prop_oneof![
         offer,
         pulse,
@@ -102,6 +109,14 @@ pub(crate) fn from_worker() -> impl Strategy<Value = FromWorker> {
         loads,
         Just(FromWorker::Leaving),
     ]
+}
+
+fn standing() -> impl Strategy<Value = Standing> {
+    let experts = any::<[u64; 6]>().prop_map(|[gpu_experts, host_experts, hits, misses, streamed, moves]| {
+        ExpertResidency { gpu_experts, host_experts, hits, misses, streamed, moves }
+    });
+    (of(experts), any::<[bool; 2]>())
+        .prop_map(|(experts, [world, group])| Standing { experts, one_shot: OneShot { world, group } })
 }
 
 fn output() -> impl Strategy<Value = StepOutput> {

@@ -161,7 +161,10 @@ fn workers_are_read_with_the_same_care() {
         "done.output.samples[0].logprob"
     );
     let layers = vec![v1::LayerLoads { rows: vec![1] }, v1::LayerLoads::default()];
-    assert_eq!(reply_refused(Reply::Loads(v1::Loads { epoch: 1, layers })), "loads.layers");
+    assert_eq!(
+        reply_refused(Reply::Loads(v1::Loads { epoch: 1, layers, ..Default::default() })),
+        "loads.layers"
+    );
     let lost = v1::Lost { reason: "x".repeat(5000), ..Default::default() };
     assert_eq!(reply_refused(Reply::Lost(lost)), "lost.reason");
     assert_eq!(FromWorker::try_from(v1::WorkerMessage::default()).unwrap_err().field, "said");

@@ -84,7 +84,7 @@ impl Worker {
             address,
             device: config.device.clone(),
             memory_bytes: config.memory_bytes,
-            memory_bytes_per_s: config.memory_bytes_per_s,
+            memory_bytes_per_s: self.speed.bytes_per_s(),
             experts_only: config.experts_only,
             nccl: config.nccl,
             kv_dtypes: config.kv_dtypes.clone(),

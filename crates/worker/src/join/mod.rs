@@ -8,14 +8,16 @@
 mod backoff;
 mod dial;
 mod place;
+mod speed;
 mod stay;
 
 use crate::{Rank, RankError};
 use backoff::Backoff;
 use chorale_link::grpc::{LinkPort, PortConfig, PortError};
 use chorale_model::checkpoint::Checkpoint;
-use chorale_plan::KvFormat;
+use chorale_plan::{ExpertResidency, KvFormat};
 use chorale_wire::tls::{Tls, TlsError};
+use speed::Speed;
 use stay::End;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
@@ -23,6 +25,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+
+pub use speed::{MemoryRate, Reading};
 
 /// What a worker is and where it goes.
 #[derive(Clone, Debug)]
@@ -41,7 +45,7 @@ pub struct WorkerConfig {
     /// Memory that weights and KV cache may take.
     pub memory_bytes: u64,
     /// How fast the device reads its memory.
-    pub memory_bytes_per_s: u64,
+    pub memory_rate: MemoryRate,
     /// It takes experts, but no attention.
     pub experts_only: bool,
     /// The version of NCCL, as its number, by which the rank's device can exchange
@@ -51,6 +55,8 @@ pub struct WorkerConfig {
     pub kv_dtypes: Vec<KvFormat>,
     /// Memory of the host for experts, beside `memory_bytes`.
     pub host_expert_bytes: u64,
+    /// Tells where experts lie that do not all fit the device.
+    pub residency: Option<Reading<ExpertResidency>>,
     /// The largest frame that another rank may send.
     pub max_frame_bytes: usize,
     /// Deadlines.
@@ -75,6 +81,14 @@ pub struct Patience {
     pub leave: Duration,
     /// How often it says what came to its experts.
     pub loads: Duration,
+    /// At the start it measures the memory's rate for so long at most.
+    pub measuring: Duration,
+    /// How long after that it measures again, at first and at most.
+    pub first_measure: Duration,
+    /// See `first_measure`.
+    pub last_measure: Duration,
+    /// A rank that had no step for so long may measure.
+    pub quiet: Duration,
 }
 
 impl Default for Patience {
@@ -87,6 +101,10 @@ impl Default for Patience {
             last_pause: Duration::from_secs(5),
             leave: Duration::from_secs(30),
             loads: Duration::from_secs(2),
+            measuring: Duration::from_secs(2),
+            first_measure: Duration::from_secs(10),
+            last_measure: Duration::from_secs(600),
+            quiet: Duration::from_secs(30),
         }
     }
 }
@@ -106,8 +124,9 @@ pub enum WorkerError {
         /// Why, and what would help.
         reason: String,
     },
-    /// The rank's thread has ended, which only a bug brings about.
-    #[error("the rank has stopped")]
+    /// The rank's thread has ended: its device is lost, or there is a bug. Only a new
+    /// process helps.
+    #[error("the rank has stopped: its device is lost, and only a new process has another")]
     Stopped,
 }
 
@@ -130,12 +149,14 @@ pub struct Worker {
     rank: Rank,
     checkpoint: Arc<Checkpoint>,
     port: LinkPort,
+    speed: Arc<Speed>,
     /// Drawn at random; the coordinator knows it again by this.
     session: u64,
 }
 
 impl Worker {
-    /// Opens the port for other workers. Needs a runtime.
+    /// Opens the port for other workers, and measures what is to be measured. Needs
+    /// a runtime with time.
     ///
     /// # Errors
     ///
@@ -153,7 +174,9 @@ impl Worker {
         });
         // The standard library's hash keys are from the system's randomness.
         let session = RandomState::new().build_hasher().finish();
-        Ok(Self { port: port.await?, config, rank, checkpoint, session })
+        let port = port.await?;
+        let speed = Arc::new(Speed::new(&config.memory_rate, &config.patience).await);
+        Ok(Self { port, config, rank, checkpoint, speed, session })
     }
 
     /// Where other workers' frames come in; the port is the real one.
@@ -188,6 +211,9 @@ impl Worker {
                         "there is no coordinator; trying again"
                     );
                 }
+            }
+            if self.rank.has_ended() {
+                break Err(WorkerError::Stopped);
             }
             if leaving.run_until_cancelled(sleep(backoff.next_pause())).await.is_none() {
                 break Ok(Left::Unheard);

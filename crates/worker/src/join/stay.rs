@@ -4,13 +4,15 @@ use super::Worker;
 use super::backoff::Backoff;
 use super::dial::{Call, said_by};
 use super::place::Place;
+use super::speed::{Doing, Reading, Speed};
 use crate::{Rank, RankError};
-use chorale_plan::{Epoch, FromWorker, StepOutput, StepPlan, StepReport, ToWorker};
+use chorale_plan::{Epoch, FromWorker, Pulse, Standing, StepOutput, StepPlan, StepReport, ToWorker};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -18,6 +20,9 @@ use tonic::Streaming;
 
 /// Steps whose answers are to come. A coordinator that sends more has lost count.
 const MAX_STEPS: usize = 16;
+
+/// Between the end of the rank's thread and the end of its worker.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// How a stay ended.
 pub(super) enum End {
@@ -52,6 +57,7 @@ struct Stay<'a> {
     answers: FuturesOrdered<BoxFuture<'static, Answer>>,
     heard: Instant,
     loads: Interval,
+    doing: watch::Sender<Doing>,
 }
 
 impl Worker {
@@ -70,12 +76,17 @@ impl Worker {
         backoff.reset();
         tracing::info!(coordinator = self.config.coordinator, address = %self.address(), "joined");
         // A task of its own: it beats whatever happens here.
-        let _pulses = AbortOnDropHandle::new(tokio::spawn(beat(self.rank.clone(), pulse, said.clone())));
+        let pulses = beat(self.rank.clone(), Arc::clone(&self.speed), pulse, said.clone());
+        let _pulses = AbortOnDropHandle::new(tokio::spawn(pulses));
+        let (doing, watched) = watch::channel(Doing::Waiting);
+        let (speed, patience) = (Arc::clone(&self.speed), self.config.patience);
+        let measuring = async move { speed.watch(watched, patience).await };
+        let _measuring = AbortOnDropHandle::new(tokio::spawn(measuring));
         let mut loads = interval(self.config.patience.loads);
         loads.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let heard = Instant::now();
         let answers = FuturesOrdered::new();
-        let stay = Stay { worker: self, said, told, place: None, answers, heard, loads };
+        let stay = Stay { worker: self, said, told, place: None, answers, heard, loads, doing };
         stay.run(leaving).await
     }
 }
@@ -100,13 +111,14 @@ async fn next(told: &mut Streaming<chorale_wire::cluster::v1::CoordinatorMessage
 }
 
 /// Pulses until it is dropped or nobody listens.
-async fn beat(rank: Rank, pulse: Duration, said: mpsc::Sender<FromWorker>) {
+async fn beat(rank: Rank, speed: Arc<Speed>, pulse: Duration, said: mpsc::Sender<FromWorker>) {
     let mut ticks = interval(pulse);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         // Where there is no room, other signs of life are under way.
-        if let Err(mpsc::error::TrySendError::Closed(_)) = said.try_send(FromWorker::Pulse(rank.pulse())) {
+        let pulse = Pulse { memory_bytes_per_s: speed.measured(), ..rank.pulse() };
+        if let Err(mpsc::error::TrySendError::Closed(_)) = said.try_send(FromWorker::Pulse(pulse)) {
             return;
         }
     }
@@ -116,6 +128,8 @@ impl Stay<'_> {
     async fn run(mut self, leaving: &CancellationToken) -> End {
         let patience = self.worker.config.patience;
         let mut leaves_at: Option<Instant> = None;
+        let mut ends_at: Option<Instant> = None;
+        let mut ended = std::pin::pin!(self.worker.rank.ended());
         loop {
             let done = tokio::select! {
                 message = next(&mut self.told) => match message {
@@ -123,7 +137,12 @@ impl Stay<'_> {
                     Err(end) => Err(end),
                 },
                 Some(answer) = self.answers.next() => self.answer(answer),
-                message = said_by_place(&mut self.place) => self.say(message),
+                message = said_by_place(&mut self.place) => {
+                    if matches!(message, FromWorker::Ready { .. }) {
+                        self.rest();
+                    }
+                    self.say(message)
+                }
                 _ = self.loads.tick() => self.say_loads(),
                 () = sleep_until(self.heard + patience.silence) => {
                     Err(End::broken(format!("it was silent for {:?}", patience.silence)))
@@ -134,6 +153,12 @@ impl Stay<'_> {
                     self.say(FromWorker::Leaving)
                 }
                 () = until(leaves_at) => Err(End::Impatient),
+                () = &mut ended, if ends_at.is_none() => {
+                    // What it said last is heard first.
+                    ends_at = Some(Instant::now() + LAST_WORDS);
+                    Ok(())
+                }
+                () = until(ends_at) => Err(End::Stopped),
             };
             if let Err(end) = done {
                 return end;
@@ -149,6 +174,7 @@ impl Stay<'_> {
             ToWorker::Assigned(assignment) => {
                 let (epoch, rank) = (assignment.epoch.0, assignment.rank.0);
                 tracing::info!(epoch, rank, num_ranks = assignment.shape.num_ranks, "took a place");
+                self.doing.send_replace(Doing::Working);
                 // The older epoch ends before the rank is told to go on.
                 self.place = None;
                 self.place = Some(Place::take(self.worker, *assignment, self.said.clone()));
@@ -156,6 +182,7 @@ impl Stay<'_> {
             ToWorker::Dismissed { epoch } => {
                 if self.place.take_if(|place| place.epoch <= epoch).is_some() {
                     tracing::info!(epoch = epoch.0, "lost its place");
+                    self.doing.send_replace(Doing::Waiting);
                     drop(self.worker.rank.leave());
                 }
             }
@@ -180,12 +207,21 @@ impl Stay<'_> {
         if self.answers.len() >= MAX_STEPS {
             return Err(End::broken(format!("{MAX_STEPS} steps came before the first was done")));
         }
+        self.doing.send_replace(Doing::Working);
         let answer = self.worker.rank.step(placement, plan);
         self.answers.push_back(Box::pin(async move { (epoch, step, answer.await) }));
         Ok(())
     }
 
+    /// There is nothing to do, unless there is.
+    fn rest(&self) {
+        if self.answers.is_empty() && self.place.is_some() {
+            self.doing.send_replace(Doing::Idle(Instant::now()));
+        }
+    }
+
     fn answer(&mut self, (epoch, step, answer): Answer) -> Result<(), End> {
+        self.rest();
         self.say(match answer {
             Ok((output, report)) => FromWorker::Done { epoch, output, report },
             Err(RankError::Refused { reason }) => FromWorker::Refused { epoch, step, reason },
@@ -194,17 +230,18 @@ impl Stay<'_> {
                 FromWorker::CarrierFailed { epoch, step: Some(step), reason }
             }
             Err(RankError::Load { reason }) => FromWorker::Lost { epoch, step, blamed: None, reason },
-            Err(RankError::Stopped) => return Err(End::Stopped),
+            Err(RankError::Stopped) => {
+                let reason = "its rank has stopped".to_owned();
+                FromWorker::Lost { epoch, step, blamed: None, reason }
+            }
         })
     }
 
     fn say_loads(&mut self) -> Result<(), End> {
         let Some(place) = &self.place else { return Ok(()) };
-        let rows = self.worker.rank.loads();
-        if rows.is_empty() {
-            return Ok(());
-        }
-        self.say(FromWorker::Loads { epoch: place.epoch, rows })
+        let Some((rows, one_shot)) = self.worker.rank.loads() else { return Ok(()) };
+        let experts = self.worker.config.residency.as_ref().and_then(Reading::read);
+        self.say(FromWorker::Loads { epoch: place.epoch, rows, standing: Standing { experts, one_shot } })
     }
 
     /// Never waits: where there is no room for it, nobody has listened for long.

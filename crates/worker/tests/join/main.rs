@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 mod coordinator;
+mod telling;
 mod world;
 
 use chorale_plan::{Epoch, FromWorker, Placement, Rank, Shape, ToWorker};

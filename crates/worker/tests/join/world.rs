@@ -1,13 +1,14 @@
 //! Workers of a small model, and what they are given to do.
 
 use chorale_device::Cpu;
+use chorale_link::{Joining, Meshes};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_plan::{
     Assignment, BlockId, BlockTable, Carrier, DenseFormat, Epoch, ExchangeOptions, FromWorker, KvFormat,
     Placement, Rank, Room, RowFormat, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens,
     StepPlan, TokenId,
 };
-use chorale_worker::join::{Left, Patience, Worker, WorkerConfig, WorkerError};
+use chorale_worker::join::{Left, MemoryRate, Patience, Worker, WorkerConfig, WorkerError};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -30,11 +31,12 @@ pub(crate) fn config(coordinator: String) -> WorkerConfig {
         tls: None,
         device: "cpu".to_owned(),
         memory_bytes: 1 << 30,
-        memory_bytes_per_s: 1 << 33,
+        memory_rate: MemoryRate::Known(1 << 33),
         experts_only: false,
         nccl: None,
         kv_dtypes: vec![KvFormat::F32, KvFormat::Bf16, KvFormat::Fp8],
         host_expert_bytes: 0,
+        residency: None,
         max_frame_bytes: 1 << 24,
         patience: Patience {
             silence: Duration::from_millis(1500),
@@ -52,7 +54,13 @@ pub(crate) struct Started {
 }
 
 pub(crate) async fn start(config: WorkerConfig) -> Started {
-    let rank = chorale_worker::Rank::start(Cpu::new(NonZeroUsize::new(1)).unwrap()).unwrap();
+    start_with(config, Box::new(Meshes)).await
+}
+
+/// With another way to join worlds.
+pub(crate) async fn start_with(config: WorkerConfig, joining: Box<dyn Joining<Cpu>>) -> Started {
+    let cpu = Cpu::new(NonZeroUsize::new(1)).unwrap();
+    let rank = chorale_worker::Rank::start_with(cpu, joining).unwrap();
     let worker = Worker::bind(config, rank, checkpoint()).await.unwrap();
     let leaving = CancellationToken::new();
     let told = leaving.clone();

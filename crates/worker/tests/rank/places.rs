@@ -55,9 +55,9 @@ fn a_place_that_is_left_is_no_place() {
     let world = World::new(&checkpoint, Shape::SOLO);
     let rank = &world.ranks[0];
     world.generate(1, 1, |_| 0);
-    assert!(!rank.loads().is_empty());
+    assert!(rank.loads().is_some());
     wait(rank.leave()).unwrap();
-    assert!(rank.loads().is_empty());
+    assert!(rank.loads().is_none());
     let plan = StepPlan { step: 1, in_halves: false, home_rows: Vec::new(), slices: Vec::new() };
     assert!(matches!(wait(rank.step(0, plan)), Err(RankError::Refused { .. })));
     assert!(matches!(wait(rank.prepare(uneven(&checkpoint, 1, 1))), Err(RankError::Refused { .. })));

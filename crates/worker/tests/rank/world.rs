@@ -7,8 +7,8 @@ use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_plan::{
     Assignment, Carrier, DenseFormat, Epoch, ExchangeOptions, KvFormat, Placement, Rank as RankId, Room,
-    RowFormat, Sample, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens, StepOutput, StepPlan,
-    TokenId,
+    RowFormat, Sample, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens, StepJoin, StepOutput,
+    StepPlan, TokenId,
 };
 use chorale_worker::{Rank, RankError};
 use std::future::Future;
@@ -156,21 +156,20 @@ impl World {
             .zip(self.shape.ranks())
             .map(|(rank, id)| rank.step(placement, plan.part_of(self.shape, id)))
             .collect();
-        let (mut outputs, mut errors) = (Vec::new(), Vec::new());
+        let mut join = StepJoin::new(self.shape, plan).unwrap();
+        let (mut joined, mut errors) = (None, Vec::new());
         for (id, step) in self.shape.ranks().zip(running) {
             match wait(step) {
                 Ok((output, report)) => {
                     assert!(report.waited_us <= report.total_us);
-                    if self.shape.homes().any(|home| home == id) {
-                        outputs.push((id, output));
-                    } else {
-                        assert!(output.samples.is_empty(), "{id:?} has nothing to tell");
-                    }
+                    let is_home = self.shape.homes().any(|home| home == id);
+                    assert!(is_home || output.samples.is_empty(), "{id:?} has nothing to tell");
+                    joined = join.done(id, output).unwrap();
                 }
                 Err(error) => errors.push(error),
             }
         }
-        if errors.is_empty() { Ok(plan.join(outputs).unwrap()) } else { Err(errors) }
+        if errors.is_empty() { Ok(joined.unwrap()) } else { Err(errors) }
     }
 
     /// Sequences that are dealt to the homes.

@@ -1,55 +1,15 @@
 //! One line for each call, and no text in any line.
 
+#[path = "../../../tests/server/lines.rs"]
+mod lines;
+
 use super::world::{PATIENCE, Setup, ask, drain, user};
 use crate::auth::KeySettings;
 use chorale_wire::inference::v1;
-use serde_json::Value;
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use lines::Lines;
 use tonic::{Code, Request};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tracing::subscriber::NoSubscriber;
-use tracing_subscriber::fmt::MakeWriter;
-
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Lines {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
-
-impl Lines {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
-
-    /// What stands in the lines of calls.
-    fn calls(&self) -> Vec<Value> {
-        let parse = |line| serde_json::from_str::<Value>(line).unwrap();
-        let lines: Vec<Value> = self.text().lines().map(parse).collect();
-        let fields = |line: &Value| {
-            let mut fields = line["fields"].clone();
-            fields["level"] = line["level"].clone();
-            fields
-        };
-        lines.iter().map(fields).filter(|fields| fields["message"] == "request").collect()
-    }
-}
 
 fn called<M>(message: M, id: &str, key: Option<&str>) -> Request<M> {
     let mut request = Request::new(message);
@@ -93,7 +53,7 @@ async fn each_call_has_a_line_without_text() {
     let probe = HealthCheckRequest { service: String::new() };
     HealthClient::new(world.channel().await).check(called(probe, "r-5", None)).await.unwrap();
     let all = async {
-        while lines.calls().len() < 5 {
+        while lines.requests().len() < 5 {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
     };
@@ -104,7 +64,7 @@ async fn each_call_has_a_line_without_text() {
     for secret in ["clock", "word", "secret-a"] {
         assert!(!text.contains(secret), "{secret} in {text}");
     }
-    let calls = lines.calls();
+    let calls = lines.requests();
     assert_eq!(calls.len(), 5, "{text}");
     let check = |id: &str, method: &str, code: Code, is_complete: bool, level: &str| {
         let fields = calls.iter().find(|fields| fields["request_id"] == id).unwrap();

@@ -132,7 +132,9 @@ fn narrower_keys_and_values_are_more_pages() {
     let mut config = test_config(1, 1);
     let page = crate::cluster::PageBytes { f32: 8, bf16: 4, fp8: 2 };
     config.model.splits[0].full_page_bytes = page;
-    config.room.max_full_blocks = 1000;
+    for kv in KvFormat::ALL {
+        config.rooms.of_mut(kv).max_full_blocks = 1000;
+    }
     let blocks = |kv_dtype| {
         let config = ClusterConfig { kv_dtype, ..config.clone() };
         draft(&config, &[worker(0, 1000)]).unwrap().rooms[0].num_full_blocks

@@ -2,12 +2,17 @@
 
 use super::{Action, Membership, Phase, Present, World};
 use crate::cluster::carrier::carrier;
+use crate::cluster::config::RoomRules;
 use crate::cluster::draft::{Candidate, Draft, Lack, draft};
 use crate::cluster::member::{Member, MemberId};
 use crate::cluster::placement::spread;
 use chorale_plan::{Assignment, Carrier, Epoch, Rank, ToWorker};
 use chorale_scheduler::HomeConfig;
 use std::sync::Arc;
+
+/// Steps stop while a world is formed: for workers that it could do without before,
+/// its busiest rank must have less to do by this share.
+const MIN_GAIN: f64 = 0.1;
 
 impl Membership {
     /// Forms a world of those that are there, if there is none.
@@ -106,8 +111,15 @@ impl Membership {
             return;
         }
         present.phase = Phase::Serving;
+        if !self.has_served {
+            // What is promised now holds for all worlds to come.
+            let rules = present.draft.homes().map(|room| *self.config.rooms.of(room.kv_dtype));
+            if let Some(rule) = rules.min_by_key(|rule| rule.max_sequence_tokens) {
+                self.config.rooms = RoomRules::same(rule);
+            }
+        }
         present.served_ms = Some(self.now_ms);
-        let world = world(present);
+        let world = world(present, self.config.rooms.f32.max_sequence_tokens);
         if self.has_served {
             self.num_recoveries += 1;
             self.last_pause_ms = self.now_ms - self.since_ms;
@@ -176,8 +188,17 @@ impl Membership {
         let now = size(&present.draft);
         // A rank that leaves but cannot be done without stays in.
         let better = draft(&self.config, &self.candidates(leaving.is_some()));
-        if better.is_ok_and(|better| size(&better) > now) {
+        let Some(better) = better.ok().filter(|better| size(better) > now) else { return };
+        let comes = |id: &&MemberId| self.members.get(id).is_some_and(|member| member.rank.is_none());
+        let are_faster = better
+            .members
+            .iter()
+            .filter(comes)
+            .all(|id| self.members.get(id).is_some_and(|member| member.is_faster));
+        if !are_faster {
             self.dissolve("workers have joined");
+        } else if better.busiest() <= present.draft.busiest() * (1.0 - MIN_GAIN) {
+            self.dissolve("a worker that was left out reads its memory faster than it was known to");
         }
     }
 
@@ -220,22 +241,14 @@ impl Membership {
 }
 
 /// What the engine is told of a world.
-pub(super) fn world(present: &Present) -> World {
-    let home = |rank: Rank| {
-        let room = present.draft.rooms[rank.0 as usize];
-        HomeConfig {
-            rank,
-            num_full_blocks: room.num_full_blocks,
-            num_sliding_blocks: room.num_sliding_blocks,
-            max_step_tokens: room.max_step_tokens,
-            max_step_slices: room.max_step_slices,
-        }
-    };
+fn world(present: &Present, max_sequence_tokens: u32) -> World {
+    let home = |rank: Rank| HomeConfig::new(rank, &present.draft.rooms[rank.0 as usize]);
     World {
         epoch: present.epoch,
         shape: present.draft.shape,
         members: present.draft.members.clone(),
         homes: present.draft.shape.homes().map(home).collect(),
+        max_sequence_tokens,
         placement: present.placement.version,
     }
 }

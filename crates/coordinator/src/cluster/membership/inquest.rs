@@ -4,7 +4,7 @@ use super::{Action, Membership, Phase};
 use crate::cluster::blame::culprit;
 use crate::cluster::member::MemberId;
 use crate::cluster::status::FaultStatus;
-use chorale_plan::{Carrier, Rank};
+use chorale_plan::{Carrier, Pulse, Rank};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What ranks say about a failure.
@@ -23,6 +23,22 @@ pub(super) struct Inquest {
     refused: BTreeSet<Rank>,
     /// Ranks that had not done the step, if it took too long.
     left: BTreeSet<Rank>,
+}
+
+/// A step that hangs.
+enum Hang {
+    /// By this one.
+    Of(MemberId, String),
+    /// By what carries rows: nobody can tell by whom.
+    OfCarrier(Vec<Rank>),
+}
+
+/// A rank that has not done a step, and does not say that it waits for another.
+struct Suspect {
+    rank: Rank,
+    id: MemberId,
+    exchanges: Option<u32>,
+    stalled_ms: u64,
 }
 
 impl Inquest {
@@ -160,31 +176,71 @@ impl Membership {
     /// A step that hangs or takes too long.
     pub(super) fn check_running(&mut self) {
         let timeouts = self.timeouts();
-        let (Some(present), Some(running)) = (&self.present, &self.running) else { return };
-        let took_ms = self.now_ms.saturating_sub(running.began_ms);
-        let hangs = running.left.iter().find_map(|rank| {
-            let id = present.draft.members[rank.0 as usize];
-            let pulse = self.members.get(&id)?.pulse;
-            let is_at_it = pulse.step == Some(running.step);
-            let stalls = is_at_it && u64::from(pulse.stalled_ms) >= timeouts.hang_ms;
-            let reason = if stalls && pulse.waiting_for.is_none() {
-                format!("it computes for {} ms without anything new", pulse.stalled_ms)
-            } else if !is_at_it && took_ms >= timeouts.hang_ms {
-                format!("it has not begun step {} for {took_ms} ms", running.step)
-            } else {
-                return None;
-            };
-            Some((id, reason))
-        });
-        if let Some((id, reason)) = hangs {
-            self.blame(&[id], &reason);
-        } else if took_ms >= timeouts.step_ms {
-            let reason = format!("step {} takes longer than {} ms", running.step, timeouts.step_ms);
-            let now_ms = self.now_ms;
-            if let Some(inquest) = self.inquire(&reason) {
-                inquest.until_ms = now_ms;
+        let Some(running) = &self.running else { return };
+        let (step, took_ms) = (running.step, self.now_ms.saturating_sub(running.began_ms));
+        match self.hang() {
+            Some(Hang::Of(id, reason)) => self.blame(&[id], &reason),
+            Some(Hang::OfCarrier(ranks)) => {
+                let numbers: Vec<String> = ranks.iter().map(|rank| rank.0.to_string()).collect();
+                let numbers = numbers.join(", ");
+                let reason =
+                    format!("step {step} hangs on the devices of ranks {numbers}, all as far as others");
+                let now_ms = self.now_ms;
+                if let Some(inquest) = self.inquire(&reason) {
+                    inquest.until_ms = now_ms;
+                    inquest.stranded.extend(ranks);
+                }
             }
+            None if took_ms >= timeouts.step_ms => {
+                let reason = format!("step {step} takes longer than {} ms", timeouts.step_ms);
+                let now_ms = self.now_ms;
+                if let Some(inquest) = self.inquire(&reason) {
+                    inquest.until_ms = now_ms;
+                }
+            }
+            None => {}
         }
+    }
+
+    /// Who holds the step up, if it hangs: of those that wait for nobody that they
+    /// know, the one that has come least far. Devices that wait for each other look
+    /// alike from outside; the one that is behind does not.
+    fn hang(&self) -> Option<Hang> {
+        let hang_ms = self.timeouts().hang_ms;
+        let (present, running) = (self.present.as_ref()?, self.running.as_ref()?);
+        let took_ms = self.now_ms.saturating_sub(running.began_ms);
+        let suspects = running.left.iter().filter_map(|&rank| {
+            let id = present.draft.members[rank.0 as usize];
+            let Pulse { step, waiting_for, stalled_ms, exchanges, .. } = self.members.get(&id)?.pulse;
+            let is_at_it = step == Some(running.step);
+            (!is_at_it || waiting_for.is_none()).then_some(Suspect {
+                rank,
+                id,
+                // Without one, it has not begun.
+                exchanges: is_at_it.then_some(exchanges),
+                stalled_ms: if is_at_it { stalled_ms.into() } else { took_ms },
+            })
+        });
+        let suspects: Vec<Suspect> = suspects.collect();
+        if suspects.iter().all(|suspect| suspect.stalled_ms < hang_ms) {
+            return None;
+        }
+        let least = suspects.iter().map(|suspect| suspect.exchanges).min()?;
+        // What others wait for may have begun a little later than they.
+        let is_behind = |suspect: &&Suspect| {
+            suspect.exchanges == least
+                && suspect.stalled_ms >= if least.is_some() { hang_ms / 2 } else { hang_ms }
+        };
+        let behind: Vec<&Suspect> = suspects.iter().filter(is_behind).collect();
+        let first = behind.first()?;
+        if behind.len() > 1 && least.is_some() && present.carrier == Carrier::Nccl {
+            return Some(Hang::OfCarrier(behind.iter().map(|suspect| suspect.rank).collect()));
+        }
+        let reason = match least {
+            Some(_) => format!("it computes for {} ms without anything new", first.stalled_ms),
+            None => format!("it has not begun step {} for {took_ms} ms", running.step),
+        };
+        Some(Hang::Of(first.id, reason))
     }
 
     /// These are the culprits: they are left out for a while.

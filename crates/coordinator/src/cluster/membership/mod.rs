@@ -90,6 +90,8 @@ pub struct World {
     pub members: Vec<MemberId>,
     /// Where sequences can live.
     pub homes: Vec<HomeConfig>,
+    /// The longest sequence that each of them has room for; the same in all worlds.
+    pub max_sequence_tokens: u32,
     /// The version of the placement that steps name.
     pub placement: u32,
 }
@@ -271,7 +273,12 @@ impl Membership {
             (FromWorker::Offer(offer), false) => self.offer(id, offer),
             (FromWorker::Offer(_), true) => self.turn_away(id, "it said twice who it is", false),
             (_, false) => self.turn_away(id, "it did not say who it is first", false),
-            (FromWorker::Pulse(pulse), true) => member.pulse = pulse,
+            (FromWorker::Pulse(pulse), true) => {
+                member.pulse = pulse;
+                if let Some(bytes_per_s) = pulse.memory_bytes_per_s {
+                    self.measured(id, bytes_per_s);
+                }
+            }
             (FromWorker::Leaving, true) => member.is_leaving = true,
             (message, true) => {
                 if let Some(rank) = member.rank {
@@ -329,7 +336,8 @@ impl Membership {
             {
                 self.carrier_failed(rank, &reason);
             }
-            FromWorker::Loads { epoch, rows } if is_now(epoch) => {
+            FromWorker::Loads { epoch, rows, standing } if is_now(epoch) => {
+                member.standing = standing;
                 let model = &self.config.model;
                 let is_whole = rows.len() == model.num_layers as usize
                     && rows.iter().all(|rows| rows.len() == model.num_experts as usize);

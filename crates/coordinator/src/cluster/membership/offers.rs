@@ -60,6 +60,32 @@ impl Membership {
         self.tell(id, ToWorker::Welcome { pulse_ms });
     }
 
+    /// A worker has measured how fast it reads its memory.
+    pub(super) fn measured(&mut self, id: MemberId, bytes_per_s: u64) {
+        let settle_ms = self.timeouts().settle_ms;
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let before = member.offer.as_ref().map_or(0, |offer| offer.memory_bytes_per_s);
+        if !member.is_clearly_faster(bytes_per_s) {
+            return;
+        }
+        // One that has just come has been left out by nobody.
+        let waited_ms = self.now_ms.saturating_sub(member.eligible_ms);
+        member.is_faster = member.rank.is_none() && self.present.is_some() && waited_ms >= settle_ms;
+        tracing::info!(
+            address = member.address(),
+            before_gb_per_s = before as f64 / 1e9,
+            gb_per_s = bytes_per_s as f64 / 1e9,
+            "a worker reads its memory faster than it was known to"
+        );
+        // A rank's experts move to it while steps run.
+        let present = self.present.as_mut().zip(member.rank);
+        if let Some((present, rank)) = present
+            && let Some(capacity) = present.draft.capacities.get_mut(rank.0 as usize)
+        {
+            capacity.speed = bytes_per_s.max(1);
+        }
+    }
+
     /// Why a worker cannot be used, and whether that may change.
     fn check(&self, id: MemberId, offer: &Offer) -> Result<(), (String, bool)> {
         if offer.protocol != PROTOCOL {

@@ -3,7 +3,7 @@
 use super::{Membership, Phase};
 use crate::cluster::member::Member;
 use crate::cluster::status::{ClusterState, ClusterStatus, MemberState, MemberStatus};
-use chorale_plan::Epoch;
+use chorale_plan::{Epoch, OneShot};
 
 impl Membership {
     /// The cluster as it is now.
@@ -25,6 +25,9 @@ impl Membership {
             shape: present.map(|present| present.draft.shape),
             transport: self.config.transport.clone(),
             carrier: present.map(|present| present.carrier),
+            one_shot: self.one_shot(),
+            dense_dtype: self.config.dense_dtype,
+            kv_dtype: self.config.kv_dtype,
             num_carrier_failures: self.carrier_failures.num_total,
             placement: present.map_or(0, |present| present.placement.version),
             num_rebalances: self.balance.num_rebalances,
@@ -44,6 +47,16 @@ impl Membership {
     /// The membership that there is, or the last one.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// What all ranks say.
+    fn one_shot(&self) -> OneShot {
+        let ranks = self.members.values().filter(|member| member.rank.is_some());
+        let both = |one: OneShot, other: OneShot| OneShot {
+            world: one.world && other.world,
+            group: one.group && other.group,
+        };
+        ranks.map(|member| member.standing.one_shot).reduce(both).unwrap_or_default()
     }
 
     fn state(&self) -> ClusterState {
@@ -85,6 +98,9 @@ impl Membership {
         let offer = member.offer.as_ref();
         let text = |read: fn(&chorale_plan::Offer) -> &String| offer.map(read).cloned().unwrap_or_default();
         let num_held = member.held.iter().map(Vec::len).sum::<usize>() as u64;
+        let residency = member.standing.experts;
+        let room = self.present.as_ref().zip(member.rank);
+        let room = room.and_then(|(present, rank)| present.draft.rooms.get(rank.0 as usize));
         MemberStatus {
             rank: member.rank,
             home,
@@ -94,6 +110,12 @@ impl Membership {
             device: text(|offer| &offer.device),
             memory_bytes: offer.map_or(0, |offer| offer.memory_bytes),
             memory_bytes_per_s: offer.map_or(0, |offer| offer.memory_bytes_per_s),
+            host_expert_bytes: offer.map_or(0, |offer| offer.host_expert_bytes),
+            kv_dtype: home.and(room).map(|room| room.kv_dtype),
+            residency,
+            used_host_bytes: residency
+                .map_or(0, |residency| residency.host_experts.saturating_mul(self.config.model.expert_bytes)),
+            one_shot: member.standing.one_shot,
             num_experts: if member.rank.is_some() { num_held } else { 0 },
             num_rows: member.loads.iter().flatten().fold(0u64, |sum, rows| sum.saturating_add(*rows)),
             heard_ms: member.heard_ms,

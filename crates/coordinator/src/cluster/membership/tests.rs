@@ -3,7 +3,7 @@
 use super::*;
 use crate::cluster::status::{ClusterState, MemberState};
 use crate::cluster::test_config;
-use chorale_plan::{Assignment, KvFormat, Offer, PROTOCOL, Pulse, StepOutput, StepReport};
+use chorale_plan::{Assignment, KvFormat, Offer, PROTOCOL, Pulse, Standing, StepOutput, StepReport};
 
 fn offer(session: u64) -> Offer {
     Offer {
@@ -304,7 +304,7 @@ fn a_plan_that_is_refused_is_nobodys_fault() {
 fn a_hang_is_found_by_the_pulse_and_names_its_rank() {
     let mut table = Table::serving(test_config(1, 2), 2);
     table.event(Event::StepBegan { step: 1 });
-    let pulse = Pulse { step: Some(1), waiting_for: Some(Rank(1)), stalled_ms: 4100 };
+    let pulse = Pulse { step: Some(1), waiting_for: Some(Rank(1)), stalled_ms: 4100, ..Pulse::default() };
     table.say(1, FromWorker::Pulse(pulse));
     assert!(table.serves(), "who waits does not hang");
     table.say(2, FromWorker::Pulse(Pulse { waiting_for: None, ..pulse }));
@@ -317,7 +317,7 @@ fn a_step_has_a_deadline_though_everybody_seems_busy() {
     let mut table = Table::serving(test_config(1, 2), 2);
     table.event(Event::StepBegan { step: 1 });
     for member in [1, 2] {
-        table.say(member, FromWorker::Pulse(Pulse { step: Some(1), waiting_for: None, stalled_ms: 0 }));
+        table.say(member, FromWorker::Pulse(Pulse { step: Some(1), ..Pulse::default() }));
     }
     let report = StepReport::default();
     let output = StepOutput { step: 1, samples: Vec::new() };
@@ -449,4 +449,6 @@ fn a_coordinator_that_starts_anew_goes_on_above_all_old_epochs() {
 }
 
 mod carrier;
+mod lengths;
 mod placement;
+mod speeds;

@@ -77,3 +77,50 @@ fn who_failed_by_itself_is_to_blame_and_not_nccl() {
     assert_eq!(table.membership.status().num_carrier_failures, 0);
     assert_eq!(table.membership.status().members.iter().map(|one| one.num_faults).sum::<u32>(), 1);
 }
+
+impl Table {
+    /// Workers of session 1 on compute a step, by these numbers of exchanges.
+    fn stall(&mut self, stalled_ms: u32, exchanges: &[u32]) {
+        for (&exchanges, member) in exchanges.iter().zip(1..) {
+            let pulse = Pulse { step: Some(1), stalled_ms, exchanges, ..Pulse::default() };
+            self.say(member, FromWorker::Pulse(pulse));
+        }
+    }
+}
+
+#[test]
+fn of_devices_that_wait_for_each_other_the_rank_that_is_behind_is_to_blame() {
+    let mut table = pair();
+    table.all_ready();
+    table.event(Event::StepBegan { step: 1 });
+    table.stall(3900, &[73, 12]);
+    assert!(table.serves());
+    // The first that is known to be late is not the one that holds the others up.
+    table.stall(4100, &[73]);
+    let fault = &table.membership.faults[0];
+    assert_eq!(fault.rank, Some(Rank(1)));
+    assert!(fault.reason.contains("computes for 3900 ms"), "{}", fault.reason);
+}
+
+#[test]
+fn who_waits_for_a_rank_that_gets_on_is_not_to_blame() {
+    let mut table = pair();
+    table.all_ready();
+    table.event(Event::StepBegan { step: 1 });
+    table.stall(10, &[73, 12]);
+    table.stall(9000, &[73]);
+    assert!(table.serves());
+}
+
+#[test]
+fn devices_that_all_hang_blame_what_carries_their_rows() {
+    let mut table = pair();
+    table.all_ready();
+    table.event(Event::StepBegan { step: 1 });
+    table.stall(3900, &[73, 73]);
+    table.stall(4100, &[73]);
+    assert_eq!((table.epoch(), table.ranks(), table.carrier()), (Epoch(2), vec![1, 2], Carrier::Nccl));
+    let status = table.membership.status();
+    assert!(status.members.iter().all(|member| member.num_faults == 0), "{:?}", status.members);
+    assert!(status.faults[0].reason.contains("hangs on the devices of ranks 0, 1"), "{:?}", status.faults);
+}

@@ -3,6 +3,10 @@
 use super::*;
 use crate::cluster::Timeouts;
 
+fn loads(epoch: Epoch, rows: Vec<Vec<u64>>) -> FromWorker {
+    FromWorker::Loads { epoch, rows, standing: Standing::default() }
+}
+
 #[test]
 fn hot_experts_get_copies_while_steps_run() {
     let mut table = Table::serving(test_config(1, 2), 2);
@@ -11,7 +15,7 @@ fn hot_experts_get_copies_while_steps_run() {
     rows[1][1] = 1000;
     for round in 1..4 {
         let rows = rows.iter().map(|rows| rows.iter().map(|rows| rows * round).collect()).collect();
-        table.say(1, FromWorker::Loads { epoch: Epoch(1), rows });
+        table.say(1, loads(Epoch(1), rows));
         table.wait(if round == 3 { 1000 } else { 10_000 });
     }
     let Some(ToWorker::Prepare { placement, .. }) = table.told(2).last().copied().cloned() else { panic!() };
@@ -41,7 +45,8 @@ fn prepare(table: &mut Table) -> (u32, u64) {
         let rows = table.now_ms / 100;
         let mut rows = vec![vec![rows; 8]; 2];
         rows[0][0] *= 100;
-        table.say(1, FromWorker::Loads { epoch: table.epoch(), rows });
+        let epoch = table.epoch();
+        table.say(1, loads(epoch, rows));
         let version = table.told(2).into_iter().find_map(|message| match message {
             ToWorker::Prepare { placement, .. } => Some(placement.version),
             _ => None,

@@ -1,16 +1,16 @@
 //! One step over several ranks: what the groups sampled is checked and joined in
 //! the plan's order, as the answers come. Nothing here waits.
 
-use chorale_plan::{Rank, Sample, Shape, StepOutput, StepPlan};
+use crate::{Rank, Sample, SequenceId, Shape, StepOutput, StepPlan};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A step that ranks compute.
 #[derive(Debug)]
-pub(super) struct Join {
+pub struct StepJoin {
     shape: Shape,
     step: u64,
     /// Whose sample is wanted, and from which home, in the plan's order.
-    wanted: Vec<(Rank, chorale_plan::SequenceId)>,
+    wanted: Vec<(Rank, SequenceId)>,
     left: BTreeSet<Rank>,
     /// What the first rank of each group sampled.
     samples: BTreeMap<Rank, Vec<Sample>>,
@@ -20,14 +20,16 @@ pub(super) struct Join {
 
 /// A rank's answer cannot be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Wrong {
-    pub(super) rank: Rank,
-    pub(super) reason: String,
+pub struct WrongAnswer {
+    /// Whose.
+    pub rank: Rank,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
-impl Join {
+impl StepJoin {
     /// `None` if the plan names a home that the world has not.
-    pub(super) fn new(shape: Shape, plan: &StepPlan) -> Option<Self> {
+    pub fn new(shape: Shape, plan: &StepPlan) -> Option<Self> {
         let is_home = |home: Rank| shape.home(home) == Some(home);
         if !plan.slices.iter().all(|slice| is_home(slice.home)) {
             return None;
@@ -43,13 +45,14 @@ impl Join {
         })
     }
 
-    pub(super) fn step(&self) -> u64 {
+    /// The plan's number.
+    pub fn step(&self) -> u64 {
         self.step
     }
 
     /// A rank is done. Gives the step's output when it was the last.
-    pub(super) fn done(&mut self, rank: Rank, output: StepOutput) -> Result<Option<StepOutput>, Wrong> {
-        let wrong = |reason: &str| Err(Wrong { rank, reason: reason.to_owned() });
+    pub fn done(&mut self, rank: Rank, output: StepOutput) -> Result<Option<StepOutput>, WrongAnswer> {
+        let wrong = |reason: &str| Err(WrongAnswer { rank, reason: reason.to_owned() });
         if output.step != self.step {
             return wrong("it answered another step");
         }
@@ -73,12 +76,12 @@ impl Join {
         if self.left.is_empty() { self.finish().map(Some) } else { Ok(None) }
     }
 
-    fn finish(&mut self) -> Result<StepOutput, Wrong> {
+    fn finish(&mut self) -> Result<StepOutput, WrongAnswer> {
         for (&rank, echo) in &self.echoes {
             let first = self.shape.home(rank).and_then(|home| self.samples.get(&home));
             if first != Some(echo) {
                 let reason = "it sampled other tokens than the first rank of its group".to_owned();
-                return Err(Wrong { rank, reason });
+                return Err(WrongAnswer { rank, reason });
             }
         }
         let mut by_home: BTreeMap<Rank, std::vec::IntoIter<Sample>> = std::mem::take(&mut self.samples)
@@ -93,7 +96,7 @@ impl Join {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chorale_plan::{BlockTable, SamplingParams, SequenceId, SequenceSlice, SliceTokens};
+    use crate::{BlockTable, SamplingParams, SequenceSlice, SliceTokens};
 
     const SHAPE: Shape = Shape { tensor_parallel_size: 2, data_parallel_size: 2, num_ranks: 5 };
 
@@ -130,7 +133,7 @@ mod tests {
         let plan = plan(&[(1, 0, true), (2, 2, true), (3, 0, false), (4, 0, true)]);
         assert_eq!(plan.part_of(SHAPE, Rank(0)).slices.len(), 3);
         assert_eq!(plan.part_of(SHAPE, Rank(4)).slices.len(), 0);
-        let mut join = Join::new(SHAPE, &plan).unwrap();
+        let mut join = StepJoin::new(SHAPE, &plan).unwrap();
         assert_eq!(join.done(Rank(2), output(&[(2, 20)])), Ok(None));
         assert_eq!(join.done(Rank(1), output(&[(1, 10), (4, 40)])), Ok(None), "ranks of a group may agree");
         assert_eq!(join.done(Rank(3), output(&[])), Ok(None), "or say nothing");
@@ -143,7 +146,7 @@ mod tests {
     fn answers_that_cannot_be_right_name_their_rank() {
         let plan = plan(&[(1, 0, true)]);
         let wrong = |answers: &[(u32, StepOutput)]| {
-            let mut join = Join::new(SHAPE, &plan).unwrap();
+            let mut join = StepJoin::new(SHAPE, &plan).unwrap();
             answers.iter().find_map(|(rank, output)| join.done(Rank(*rank), output.clone()).err())
         };
         let found = |answers: &[(u32, StepOutput)]| wrong(answers).map(|wrong| wrong.rank.0);
@@ -166,7 +169,7 @@ mod tests {
 
     #[test]
     fn plans_for_other_homes_are_not_begun() {
-        assert!(Join::new(SHAPE, &plan(&[(1, 1, true)])).is_none());
-        assert!(Join::new(SHAPE, &plan(&[(1, 4, true)])).is_none());
+        assert!(StepJoin::new(SHAPE, &plan(&[(1, 1, true)])).is_none());
+        assert!(StepJoin::new(SHAPE, &plan(&[(1, 4, true)])).is_none());
     }
 }
