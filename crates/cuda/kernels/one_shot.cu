@@ -1,17 +1,12 @@
 // Exchanges between GPUs of one host that are small: columns joined in a group,
 // rows to all who may have their experts, and what the experts answer back home.
-// Each is a kernel that sends and one that receives; the last block of each is for
-// the tokens, the others take turns at the data. one_shot.cuh says why that works.
+// Each is a kernel that sends and one that receives; one_shot.cuh says why that works.
 #include "one_shot.cuh"
 
 // An expert that is nobody's, or not this rank's to run: as in exchange.cu.
 constexpr u32 NOWHERE = 0xFFFFFFFFu;
 
-DEVICE bool is_token_block() {
-    return blockIdx.x == gridDim.x - 1;
-}
-
-// Blocks for data, and the threads of all of them.
+// Blocks for data.
 DEVICE u32 data_blocks() {
     return gridDim.x - 1;
 }
@@ -47,15 +42,9 @@ struct OneShotSendPartArgs {
 };
 
 KERNEL(one_shot_send_part, OneShotSendPartArgs, 256) {
-    pdl_wait();
-    pdl_trigger();
     const OneShot& link = args.link;
-    if (link.state->failed) return;
-    const u32 number = exchange_number(link);
-    if (is_token_block()) {
-        send_tokens(link, number);
-        return;
-    }
+    u32 number;
+    if (!begin_sending(link, number)) return;
     const u64 step = (u64)data_blocks() * blockDim.x;
     for (u64 unit = (u64)blockIdx.x * blockDim.x + threadIdx.x; unit < args.num_units; unit += step) {
         const uint4 value = args.part[unit];
@@ -110,16 +99,8 @@ DEVICE void join_parts(const OneShotJoinArgs& args, u32 number) {
 
 template <class Element>
 DEVICE void join(const OneShotJoinArgs& args) {
-    pdl_wait();
-    pdl_trigger();
-    const u32 number = exchange_number(args.link);
-    if (!args.link.state->failed) {
-        if (is_token_block()) {
-            receive_tokens(args.link, number);
-        } else {
-            join_parts<Element>(args, number);
-        }
-    }
+    u32 number;
+    if (begin_receiving(args.link, number)) join_parts<Element>(args, number);
     end_exchange(args.link, number);
 }
 
@@ -154,15 +135,9 @@ DEVICE u64 choices_at(u32 all_rows, u32 row_units) {
 }
 
 KERNEL(one_shot_send_rows, OneShotSendRowsArgs, 256) {
-    pdl_wait();
-    pdl_trigger();
     const OneShot& link = args.link;
-    if (link.state->failed) return;
-    const u32 number = exchange_number(link);
-    if (is_token_block()) {
-        send_tokens(link, number);
-        return;
-    }
+    u32 number;
+    if (!begin_sending(link, number)) return;
     const u64 choices = choices_at(args.all_rows, args.row_units);
     for (u32 row = blockIdx.x; row < args.share_rows; row += data_blocks()) {
         const bool is_row = row < args.num_rows;
@@ -201,14 +176,11 @@ struct OneShotReceiveRowsArgs {
 };
 
 KERNEL(one_shot_receive_rows, OneShotReceiveRowsArgs, 256) {
-    pdl_wait();
-    pdl_trigger();
     const OneShot& link = args.link;
-    const u32 number = exchange_number(link);
-    const bool has_failed = link.state->failed != 0;
+    u32 number;
+    const bool has_failed = !begin_receiving(link, number);
     SHARED(is_wanted, u32);
     if (is_token_block()) {
-        if (!has_failed) receive_tokens(link, number);
         end_exchange(link, number);
         return;
     }
@@ -265,15 +237,9 @@ struct OneShotSendChoicesArgs {
 
 // Each choice is one rank's, which writes it where it belongs.
 KERNEL(one_shot_send_choices, OneShotSendChoicesArgs, 256) {
-    pdl_wait();
-    pdl_trigger();
     const OneShot& link = args.link;
-    if (link.state->failed) return;
-    const u32 number = exchange_number(link);
-    if (is_token_block()) {
-        send_tokens(link, number);
-        return;
-    }
+    u32 number;
+    if (!begin_sending(link, number)) return;
     for (u32 slot = blockIdx.x; slot < args.num_slots; slot += data_blocks()) {
         if (args.experts[slot] == NOWHERE) continue;
         const u32 home = slot / args.home_slots;
@@ -294,21 +260,15 @@ struct OneShotReceiveChoicesArgs {
 };
 
 KERNEL(one_shot_receive_choices, OneShotReceiveChoicesArgs, 256) {
-    pdl_wait();
-    pdl_trigger();
     const OneShot& link = args.link;
-    const u32 number = exchange_number(link);
-    if (!link.state->failed) {
-        if (is_token_block()) {
-            receive_tokens(link, number);
-        } else {
-            u8* slot = slot_at(link, link.member, number);
-            const u64 step = (u64)data_blocks() * blockDim.x;
-            for (u64 unit = (u64)blockIdx.x * blockDim.x + threadIdx.x; unit < args.num_units; unit += step) {
-                uint4 value;
-                if (!receive_unit(link, slot, unit, SOMEBODY, number, value)) break;
-                args.home[unit] = value;
-            }
+    u32 number;
+    if (begin_receiving(link, number)) {
+        u8* slot = slot_at(link, link.member, number);
+        const u64 step = (u64)data_blocks() * blockDim.x;
+        for (u64 unit = (u64)blockIdx.x * blockDim.x + threadIdx.x; unit < args.num_units; unit += step) {
+            uint4 value;
+            if (!receive_unit(link, slot, unit, SOMEBODY, number, value)) break;
+            args.home[unit] = value;
         }
     }
     end_exchange(link, number);
@@ -335,15 +295,9 @@ DEVICE u32 bits(float value) {
 
 // For each row the weighted sum of what was computed here, to the row's home.
 KERNEL(one_shot_send_sums, OneShotSendSumsArgs, 256) {
-    pdl_wait();
-    pdl_trigger();
     const OneShot& link = args.link;
-    if (link.state->failed) return;
-    const u32 number = exchange_number(link);
-    if (is_token_block()) {
-        send_tokens(link, number);
-        return;
-    }
+    u32 number;
+    if (!begin_sending(link, number)) return;
     for (u32 row = blockIdx.x; row < args.all_rows; row += data_blocks()) {
         const u32 home = row / args.home_rows, first = row * args.top_k;
         const u64 at = ((u64)link.member * args.home_rows + row % args.home_rows) * args.row_units;
@@ -378,34 +332,28 @@ struct OneShotReceiveSumsArgs {
 
 // Adds the members' sums in their order.
 KERNEL(one_shot_receive_sums, OneShotReceiveSumsArgs, 256) {
-    pdl_wait();
-    pdl_trigger();
     const OneShot& link = args.link;
-    const u32 number = exchange_number(link);
-    if (!link.state->failed) {
-        if (is_token_block()) {
-            receive_tokens(link, number);
-        } else {
-            u8* slot = slot_at(link, link.member, number);
-            const u64 step = (u64)data_blocks() * blockDim.x;
-            for (u64 unit = (u64)blockIdx.x * blockDim.x + threadIdx.x; unit < args.num_units; unit += step) {
-                float sums[8] = {};
-                bool is_whole = true;
-                for (u32 sender = 0; sender < link.num_members && is_whole; sender++) {
-                    const u64 at = (sender * args.sender_units + unit) * 2;
-                    uint4 low, high;
-                    is_whole = receive_unit(link, slot, at, sender, number, low) &&
-                               receive_unit(link, slot, at + 1, sender, number, high);
-                    if (!is_whole) break;
-                    sums[0] += __uint_as_float(low.x), sums[1] += __uint_as_float(low.y);
-                    sums[2] += __uint_as_float(low.z), sums[3] += __uint_as_float(low.w);
-                    sums[4] += __uint_as_float(high.x), sums[5] += __uint_as_float(high.y);
-                    sums[6] += __uint_as_float(high.z), sums[7] += __uint_as_float(high.w);
-                }
+    u32 number;
+    if (begin_receiving(link, number)) {
+        u8* slot = slot_at(link, link.member, number);
+        const u64 step = (u64)data_blocks() * blockDim.x;
+        for (u64 unit = (u64)blockIdx.x * blockDim.x + threadIdx.x; unit < args.num_units; unit += step) {
+            float sums[8] = {};
+            bool is_whole = true;
+            for (u32 sender = 0; sender < link.num_members && is_whole; sender++) {
+                const u64 at = (sender * args.sender_units + unit) * 2;
+                uint4 low, high;
+                is_whole = receive_unit(link, slot, at, sender, number, low) &&
+                           receive_unit(link, slot, at + 1, sender, number, high);
                 if (!is_whole) break;
-                args.home[unit] = make_uint4(pack_bf16(sums[0], sums[1]), pack_bf16(sums[2], sums[3]),
-                                             pack_bf16(sums[4], sums[5]), pack_bf16(sums[6], sums[7]));
+                sums[0] += __uint_as_float(low.x), sums[1] += __uint_as_float(low.y);
+                sums[2] += __uint_as_float(low.z), sums[3] += __uint_as_float(low.w);
+                sums[4] += __uint_as_float(high.x), sums[5] += __uint_as_float(high.y);
+                sums[6] += __uint_as_float(high.z), sums[7] += __uint_as_float(high.w);
             }
+            if (!is_whole) break;
+            args.home[unit] = make_uint4(pack_bf16(sums[0], sums[1]), pack_bf16(sums[2], sums[3]),
+                                         pack_bf16(sums[4], sums[5]), pack_bf16(sums[6], sums[7]));
         }
     }
     end_exchange(link, number);

@@ -51,6 +51,8 @@ struct OneShot {
     u64 slot_bytes;
     u32 member;             // which of them this GPU is
     u32 num_members;
+    u32 shares_gpu;         // not 0: two of them are queues of one GPU
+    u32 pad;
 };
 
 // Between two looks at whether to go on; a look at the host's memory takes long.
@@ -80,6 +82,11 @@ DEVICE void send_unit(u8* slot, u64 unit, uint4 value, u32 number) {
     u8* word = unit_at(slot, unit);
     store_system16(word, make_uint4(value.x, number, value.y, number));
     store_system16(word + 512, make_uint4(value.z, number, value.w, number));
+}
+
+// The last block of each kernel is for the tokens, the others take turns at the data.
+DEVICE bool is_token_block() {
+    return blockIdx.x == gridDim.x - 1;
 }
 
 // By the threads of one block of a sending kernel.
@@ -145,6 +152,30 @@ DEVICE void receive_tokens(const OneShot& link, u32 number) {
     for (u32 looks = 1; load_acquire_system(token) != number; looks++) {
         if (gives_up(link, looks, threadIdx.x, deadline)) return;
     }
+}
+
+// The beginning of a sending kernel, for all its threads: true if there is data to send.
+DEVICE bool begin_sending(const OneShot& link, u32& number) {
+    pdl_wait();
+    pdl_trigger();
+    if (link.state->failed) return false;
+    number = exchange_number(link);
+    if (!is_token_block()) return true;
+    send_tokens(link, number);
+    return false;
+}
+
+// The beginning of a receiving kernel, for all its threads: true if there is data to
+// receive. Where a GPU is shared, the next kernel's blocks do not come before others'
+// have gone: they could take the room that a member needs to come to its sending.
+DEVICE bool begin_receiving(const OneShot& link, u32& number) {
+    pdl_wait();
+    if (!link.shares_gpu) pdl_trigger();
+    number = exchange_number(link);
+    if (link.state->failed) return false;
+    if (!is_token_block()) return true;
+    receive_tokens(link, number);
+    return false;
 }
 
 // The end of a receiving kernel, for all its threads: when all blocks were here,

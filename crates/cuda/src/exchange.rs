@@ -9,6 +9,7 @@ use crate::matrix::Matrix;
 use crate::memory::Memory;
 use crate::route::Routing;
 use bytemuck::{Pod, Zeroable};
+use std::sync::Arc;
 
 /// The most parts that columns are joined from.
 pub const MAX_PARTS: usize = 16;
@@ -188,6 +189,16 @@ impl Cuda {
         }
         self.stream.gpu().bind()?;
         Ok(run(stream))
+    }
+
+    /// Makes other threads ones whose current context is the GPU's, as long as there
+    /// is the GPU.
+    pub fn binder(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let gpu = Arc::downgrade(self.stream.gpu());
+        Arc::new(move || {
+            // One that has failed is nobody's any more.
+            let _ = gpu.upgrade().map(|gpu| gpu.bind());
+        })
     }
 
     /// The address of `max_rows` rows of a matrix, of which the first may be set;

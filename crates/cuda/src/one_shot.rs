@@ -55,6 +55,8 @@ struct LinkArgs {
     slot_bytes: u64,
     member: u32,
     num_members: u32,
+    shares_gpu: u32,
+    pad: u32,
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -108,6 +110,8 @@ pub struct Circle {
     addresses: [u64; MAX_MEMBERS],
     member: usize,
     num_members: usize,
+    /// Two members are queues of one GPU.
+    shares_gpu: bool,
     timeout: Duration,
     /// Exchanges of each channel since it was cleared.
     numbers: Vec<u32>,
@@ -211,9 +215,20 @@ impl Area {
             *address = peer.address();
             peers.push(Some(peer));
         }
-        let numbers = vec![0; self.num_channels];
-        let renewal = RENEWAL;
-        Ok(Circle { area: self, _peers: peers, addresses, member, num_members, timeout, numbers, renewal })
+        let is_shared = |(index, offer): (usize, &Offer)| {
+            offers[..index].iter().any(|other| (other.host, other.device) == (offer.host, offer.device))
+        };
+        Ok(Circle {
+            _peers: peers,
+            addresses,
+            member,
+            num_members,
+            shares_gpu: offers.iter().enumerate().any(is_shared),
+            timeout,
+            numbers: vec![0; self.num_channels],
+            renewal: RENEWAL,
+            area: self,
+        })
     }
 }
 
@@ -285,6 +300,8 @@ impl Circle {
             slot_bytes: self.slot_bytes() as u64,
             member: self.member as u32,
             num_members: self.num_members as u32,
+            shares_gpu: u32::from(self.shares_gpu),
+            pad: 0,
         }
     }
 }

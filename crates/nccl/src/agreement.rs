@@ -6,7 +6,7 @@
 use crate::bring_up::malformed;
 use crate::circles::Circles;
 use bytes::Bytes;
-use chorale_cuda::{Area, Circle, Cuda, GpuError, KeptArea, OFFER_BYTES, Offer, area_room};
+use chorale_cuda::{Area, Circle, Cuda, GpuError, KeptArea, Matrix, OFFER_BYTES, Offer, area_room};
 use chorale_device::{Device, Precision};
 use chorale_link::{Fault, Frame, Place, Transport};
 use chorale_plan::Rank;
@@ -110,11 +110,16 @@ pub(crate) fn agree(
     (small, kept): (SmallExchanges, &mut KeptAreas),
 ) -> Result<Circles, Fault> {
     let mut agreement = Agreement { device, transport, place, small, kept };
-    let world = agreement.circle("the world", 0..place.shape.num_ranks)?;
-    let group = match group(place) {
-        Some(ranks) => agreement.circle("a group", ranks)?,
-        None => None,
-    };
+    let everybody = 0..place.shape.num_ranks;
+    let world = agreement.prepare("the world", &everybody)?;
+    let world = agreement.finish("the world", &everybody, world)?;
+    let group = group(place).unwrap_or(0..0);
+    let prepared = agreement.prepare("a group", &group)?;
+    // Before one group tries, all have what they take; and while one still tries,
+    // nobody goes on to what makes CUDA wait: see `Trial`.
+    let _ = agreement.say(&everybody, Ok(Vec::new()))?;
+    let group = agreement.finish("a group", &group, prepared)?;
+    let _ = agreement.say(&everybody, Ok(Vec::new()))?;
     Ok(Circles::new(place, world, group))
 }
 
@@ -130,27 +135,19 @@ struct Agreement<'a> {
 type Said = Result<Vec<Bytes>, (Rank, String)>;
 
 impl Agreement<'_> {
-    /// The circle of some ranks; `None` if they agree that there is none.
-    fn circle(&mut self, what: &str, ranks: Range<u32>) -> Result<Option<Circle>, Fault> {
+    /// The circle of some ranks, not tried out yet; `None` if they agree that there
+    /// is none.
+    fn prepare(&mut self, what: &str, ranks: &Range<u32>) -> Result<Option<(Trial, Circle)>, Fault> {
         if ranks.len() < 2 {
             return Ok(None);
         }
-        let (epoch, timeout) = (self.place.epoch.0, self.place.exchange.timeout_ms);
-        let refused = |(rank, reason): (Rank, String)| {
-            tracing::info!(
-                epoch,
-                rank = rank.0,
-                reason,
-                "small exchanges of {what} go by NCCL, like all others"
-            );
-        };
         let area = self.area();
         let said =
-            self.say(&ranks, area.as_ref().map(|area| area.offer().to_bytes()).map_err(Clone::clone))?;
+            self.say(ranks, area.as_ref().map(|area| area.offer().to_bytes()).map_err(Clone::clone))?;
         let (said, area) = match (said, area) {
             (Ok(said), Ok(area)) => (said, area),
             (Err(no), _) => {
-                refused(no);
+                self.refused(what, no);
                 return Ok(None);
             }
             (Ok(_), Err(reason)) => return Err(Fault::Unknown { reason }),
@@ -163,26 +160,36 @@ impl Agreement<'_> {
         self.kept.let_go(&offers);
         self.kept.keep(area.keep(), &offers);
         let member = (self.place.rank.0 - ranks.start) as usize;
-        let timeout = Duration::from_millis(timeout.into());
-        let circle = area.connect(self.device, member, &offers, LONGEST_TRIAL.min(timeout / 2));
-        let mut circle = match self.vote(&ranks, circle)? {
-            Ok(circle) => circle,
+        let circle = area.connect(self.device, member, &offers, LONGEST_TRIAL.min(self.timeout() / 2));
+        let ready = circle.and_then(|circle| Ok((Trial::new(self.device, &circle, member)?, circle)));
+        Ok(match self.vote(ranks, ready)? {
+            Ok(ready) => Some(ready),
             Err(no) => {
-                refused(no);
-                return Ok(None);
+                self.refused(what, no);
+                None
             }
-        };
+        })
+    }
+
+    /// Tries a circle out; `None` if its ranks agree that there is none.
+    fn finish(
+        &mut self,
+        what: &str,
+        ranks: &Range<u32>,
+        prepared: Option<(Trial, Circle)>,
+    ) -> Result<Option<Circle>, Fault> {
+        let Some((trial, mut circle)) = prepared else { return Ok(None) };
         // An end of the epoch ends the trial, too.
         let abort = circle.abort_handle();
         self.transport.at_end(Box::new(move || abort.abort()));
-        let tried = self.try_out(&mut circle, member);
-        if let Err(no) = self.vote(&ranks, tried)? {
-            refused(no);
+        let tried = self.try_out(&mut circle, trial);
+        if let Err(no) = self.vote(ranks, tried)? {
+            self.refused(what, no);
             return Ok(None);
         }
-        circle.wait_at_most(timeout);
+        circle.wait_at_most(self.timeout());
         circle.wear_out_after(self.small.renewal);
-        let (num_ranks, max_bytes) = (ranks.len(), self.small.max_bytes);
+        let (epoch, num_ranks, max_bytes) = (self.place.epoch.0, ranks.len(), self.small.max_bytes);
         tracing::info!(
             epoch,
             num_ranks,
@@ -190,6 +197,15 @@ impl Agreement<'_> {
             "small exchanges of {what} go from GPU to GPU, by kernels"
         );
         Ok(Some(circle))
+    }
+
+    fn refused(&self, what: &str, (rank, reason): (Rank, String)) {
+        let epoch = self.place.epoch.0;
+        tracing::info!(epoch, rank = rank.0, reason, "small exchanges of {what} go by NCCL, like all others");
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_millis(self.place.exchange.timeout_ms.into())
     }
 
     fn area(&mut self) -> Result<Area, String> {
@@ -222,32 +238,26 @@ impl Agreement<'_> {
     }
 
     /// Exchanges what each member's columns show who it is and in which channel.
-    fn try_out(&mut self, circle: &mut Circle, member: usize) -> Result<(), String> {
+    /// Nothing is allocated meanwhile, see [`Trial`].
+    fn try_out(&mut self, circle: &mut Circle, mut trial: Trial) -> Result<Trial, String> {
         let cannot = |error: GpuError| error.to_string();
-        let num_members = circle.num_members();
-        let cols = vec![TRIAL_COLS; num_members];
-        let mut part = self.device.matrix(TRIAL_ROWS, TRIAL_COLS, Precision::Half).map_err(cannot)?;
-        let whole = self.device.matrix(TRIAL_ROWS, num_members * TRIAL_COLS, Precision::Half);
-        let mut whole = whole.map_err(cannot)?;
+        let cols = vec![TRIAL_COLS; circle.num_members()];
         for channel in 0..num_channels(self.place) {
-            let value = |of: usize, row: usize, col: usize| (channel + 2 * of + 40 * row + col) as f32;
-            let row = |row| (0..TRIAL_COLS).map(move |col| value(member, row, col));
-            let own: Vec<f32> = (0..TRIAL_ROWS).flat_map(row).collect();
-            self.device.write(&own, &mut part).map_err(cannot)?;
-            circle.send_columns(self.device, channel, &cols, &part);
-            circle.join_columns(self.device, channel, &cols, TRIAL_ROWS, &mut whole);
-            let found = self.device.read(&whole).map_err(cannot)?;
+            let own = trial.of(channel, trial.member);
+            self.device.write(&own, &mut trial.part).map_err(cannot)?;
+            circle.send_columns(self.device, channel, &cols, &trial.part);
+            circle.join_columns(self.device, channel, &cols, TRIAL_ROWS, &mut trial.whole);
+            let found = self.device.read(&trial.whole).map_err(cannot)?;
             if let Some(failure) = circle.watch().failure() {
                 return Err(format!("what was tried out did not come: {failure:?}"));
             }
-            let row = |row| {
-                (0..num_members).flat_map(move |of| (0..TRIAL_COLS).map(move |col| value(of, row, col)))
-            };
-            if !(0..TRIAL_ROWS).flat_map(row).eq(found) {
+            let of: Vec<Vec<f32>> = (0..cols.len()).map(|member| trial.of(channel, member)).collect();
+            let row = |row| of.iter().flat_map(move |part| &part[row * TRIAL_COLS..][..TRIAL_COLS]);
+            if !(0..TRIAL_ROWS).flat_map(row).eq(&found) {
                 return Err("what was tried out came as something else".to_owned());
             }
         }
-        Ok(())
+        Ok(trial)
     }
 
     /// Tells all of the ranks what each of them says, by way of the first.
@@ -308,6 +318,35 @@ impl Agreement<'_> {
             return Err(malformed(from, format!("{} bytes about memory", frame.payload.len())));
         }
         Ok(frame.payload)
+    }
+}
+
+/// What a trial takes, made before the first of a circle sends: to allocate, CUDA may
+/// wait for all GPUs of the process, of which some wait for this one from then on.
+struct Trial {
+    member: usize,
+    part: Matrix,
+    whole: Matrix,
+}
+
+impl Trial {
+    fn new(device: &mut Cuda, circle: &Circle, member: usize) -> Result<Self, GpuError> {
+        let whole_cols = circle.num_members() * TRIAL_COLS;
+        let mut trial = Self {
+            member,
+            part: device.matrix(TRIAL_ROWS, TRIAL_COLS, Precision::Half)?,
+            whole: device.matrix(TRIAL_ROWS, whole_cols, Precision::Half)?,
+        };
+        // So that there is what numbers go through on their way to the host and back.
+        device.write(&vec![0.0; TRIAL_ROWS * whole_cols], &mut trial.whole)?;
+        device.read(&trial.whole)?;
+        Ok(trial)
+    }
+
+    /// The part of a member, row by row.
+    fn of(&self, channel: usize, member: usize) -> Vec<f32> {
+        let value = |at: usize| channel + 2 * member + 40 * (at / TRIAL_COLS) + at % TRIAL_COLS;
+        (0..TRIAL_ROWS * TRIAL_COLS).map(|at| value(at) as f32).collect()
     }
 }
 

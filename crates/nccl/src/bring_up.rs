@@ -4,7 +4,7 @@
 //! gives the world's id out; each group's first rank then does the same for its
 //! group.
 
-use crate::comm::{Comm, Members};
+use crate::comm::{Aborting, Bind, Comm, Members};
 use crate::error::{NcclError, Version};
 use crate::library::{ID_BYTES, Id, Library};
 use bytes::Bytes;
@@ -38,13 +38,22 @@ pub struct Beginning {
     pub timeout: Duration,
 }
 
-/// A rank's communicators.
+/// A rank's communicators. Dropping them aborts what is on its way.
 #[derive(Debug)]
 pub struct Comms {
     /// Of all ranks.
     pub world: Comm,
     /// Of the rank's group, where it has others.
     pub group: Option<Comm>,
+}
+
+impl Drop for Comms {
+    fn drop(&mut self) {
+        // One ends only when the GPU has come past the other's exchanges.
+        let both = [Some(&self.world), self.group.as_ref()];
+        let aborting: Vec<_> = both.into_iter().flatten().map(Comm::begin_abort).collect();
+        aborting.into_iter().for_each(Aborting::wait);
+    }
 }
 
 /// Why there are none.
@@ -86,7 +95,7 @@ impl BringUpError {
 }
 
 /// Finds the other ranks, all of which do the same. The thread's current
-/// context is the GPU's.
+/// context is the GPU's, and `bind` makes it that of other threads.
 ///
 /// # Errors
 ///
@@ -95,9 +104,10 @@ pub fn bring_up(
     transport: &mut dyn Transport,
     library: &Arc<Library>,
     beginning: Beginning,
+    bind: &Bind,
 ) -> Result<Comms, BringUpError> {
     let Beginning { shape, rank, .. } = beginning;
-    let mut meeting = Meeting { transport, library, beginning, is_broken: Arc::default() };
+    let mut meeting = Meeting { transport, library, beginning, bind, is_broken: Arc::default() };
     let id = meeting.meet(0..shape.num_ranks)?;
     let world = meeting.join("the world", 0..shape.num_ranks, &id)?;
     let group = match shape.group(rank).filter(|group| group.len() > 1) {
@@ -114,6 +124,7 @@ struct Meeting<'a> {
     transport: &'a mut dyn Transport,
     library: &'a Arc<Library>,
     beginning: Beginning,
+    bind: &'a Bind,
     /// Of all communicators: they break together.
     is_broken: Arc<AtomicBool>,
 }
@@ -206,7 +217,7 @@ impl Meeting<'_> {
             timeout,
             is_broken: Arc::clone(&self.is_broken),
         };
-        Comm::join(Arc::clone(self.library), id, members, |abort| {
+        Comm::join(Arc::clone(self.library), id, members, Arc::clone(self.bind), |abort| {
             self.transport.at_end(Box::new(move || abort.abort()));
         })
     }

@@ -3,7 +3,9 @@
 //!
 //! An abort, from whichever thread, ends what is on its way and what comes
 //! later: kernels of a collective that wait on the GPU for a rank that is gone
-//! end by nothing else.
+//! end by nothing else. NCCL then waits until the GPU has come past all that the
+//! communicator enqueued, and before that it may be held up by what another one
+//! enqueued: so each is aborted on a thread of its own, and all begin at once.
 
 #![expect(unsafe_code, reason = "calls a C library with addresses of a GPU's memory")]
 
@@ -11,12 +13,15 @@ use crate::error::NcclError;
 use crate::library::{Calls, Config, IN_PROGRESS, Id, Library, Raw, RawStream, SUCCESS};
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError, mpsc};
 use std::time::{Duration, Instant};
 
 /// A call may take so long to let an abort have the communicator. One that does
 /// not return waits for a GPU that itself waits: the abort then goes ahead.
 const GRACE: Duration = Duration::from_millis(500);
+
+/// An abort may take so long before nobody waits for it any more.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Questions in turn before the thread rests between two.
 const NUM_SPINS: u32 = 200;
@@ -88,6 +93,10 @@ pub struct Members {
     pub is_broken: Arc<AtomicBool>,
 }
 
+/// Makes the calling thread one whose current context is the GPU's: NCCL would
+/// make another one on the machine's first GPU.
+pub type Bind = Arc<dyn Fn() + Send + Sync>;
+
 /// A communicator of a rank. Dropping it aborts what is on its way.
 #[derive(Debug)]
 pub struct Comm {
@@ -98,33 +107,60 @@ pub struct Comm {
 #[derive(Clone, Debug)]
 pub struct Abort(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     library: Arc<Library>,
     members: Members,
-    /// Null once it is aborted.
+    bind: Bind,
+    /// Nothing more is called but the abort.
+    is_aborted: AtomicBool,
+    /// Null once the abort has it.
     raw: AtomicPtr<c_void>,
     /// Held by the one call that uses `raw`.
     using: Mutex<()>,
 }
 
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("library", &self.library).field("members", &self.members).finish()
+    }
+}
+
+/// An abort that has begun.
+#[must_use = "whoever does not wait for it says so"]
+pub(crate) struct Aborting(Option<(mpsc::Receiver<()>, Arc<Inner>)>);
+
+impl Aborting {
+    /// Waits until all of the communicator is given back, if that does not take
+    /// too long.
+    pub(crate) fn wait(self) {
+        let Some((done, inner)) = self.0 else { return };
+        if let Err(mpsc::RecvTimeoutError::Timeout) = done.recv_timeout(PATIENCE) {
+            tracing::warn!(
+                communicator = inner.members.name,
+                "NCCL has not ended a communicator within {PATIENCE:?}: its memory is given back later"
+            );
+        }
+    }
+}
+
 impl Abort {
     /// Ends what is on its way, and all that comes later, with an error.
     pub fn abort(&self) {
-        self.0.abort();
+        self.0.begin_abort().wait();
     }
 }
 
 impl Drop for Comm {
     fn drop(&mut self) {
-        self.inner.abort();
+        self.begin_abort().wait();
     }
 }
 
 impl Comm {
     /// Becomes one of those who know each other by `id`; all of them come here
-    /// at about the same time. The thread's current context is the GPU's. `begun`
-    /// is told what aborts it, from before anybody is waited for.
+    /// at about the same time. The thread's current context is the GPU's, and `bind`
+    /// makes it that of other threads. `begun` is told what aborts it, from before
+    /// anybody is waited for.
     ///
     /// # Errors
     ///
@@ -133,6 +169,7 @@ impl Comm {
         library: Arc<Library>,
         id: &Id,
         members: Members,
+        bind: Bind,
         begun: impl FnOnce(Abort),
     ) -> Result<Self, NcclError> {
         let mut config = Config::non_blocking();
@@ -142,7 +179,22 @@ impl Comm {
         // the communicator.
         let code = unsafe { (library.calls.init)(&mut raw, num_ranks, *id, rank, &mut config) };
         let what = format!("its {num_ranks} ranks to find each other");
-        let inner = Arc::new(Inner { library, members, raw: AtomicPtr::new(raw), using: Mutex::default() });
+        if code == SUCCESS && num_ranks > 1 {
+            // They cannot have found each other yet: the call has waited for them.
+            tracing::warn!(
+                communicator = members.name,
+                "NCCL waits in its calls, where no deadline ends them: unset NCCL_COMM_BLOCKING, \
+                 also in /etc/nccl.conf and ~/.nccl.conf"
+            );
+        }
+        let inner = Arc::new(Inner {
+            library,
+            members,
+            bind,
+            is_aborted: AtomicBool::new(false),
+            raw: AtomicPtr::new(raw),
+            using: Mutex::default(),
+        });
         let comm = Self { inner };
         comm.inner.check("ncclCommInitRankConfig", code)?;
         begun(comm.abort_handle());
@@ -158,6 +210,11 @@ impl Comm {
     /// What aborts it from elsewhere.
     pub fn abort_handle(&self) -> Abort {
         Abort(Arc::clone(&self.inner))
+    }
+
+    /// Ends what is on its way, and all that comes later.
+    pub(crate) fn begin_abort(&self) -> Aborting {
+        self.inner.begin_abort()
     }
 
     /// Enqueues exchanges on a stream, several as one. Returns when the GPU has
@@ -223,11 +280,12 @@ impl Inner {
     fn with_raw(&self, run: impl FnOnce(&Calls, Raw) -> c_int) -> Result<c_int, NcclError> {
         let _using = self.using.lock().unwrap_or_else(PoisonError::into_inner);
         let raw = self.raw.load(Ordering::Acquire);
-        if raw.is_null() { Err(self.aborted()) } else { Ok(run(&self.library.calls, raw)) }
+        let is_over = raw.is_null() || self.is_aborted.load(Ordering::Acquire);
+        if is_over { Err(self.aborted()) } else { Ok(run(&self.library.calls, raw)) }
     }
 
     /// What has become of what was begun.
-    fn state(&self, call: &'static str) -> Result<c_int, NcclError> {
+    fn state(self: &Arc<Self>, call: &'static str) -> Result<c_int, NcclError> {
         let mut state = SUCCESS;
         let asked = self.with_raw(|calls, raw| {
             // SAFETY: the communicator is one, and is not aborted meanwhile.
@@ -238,7 +296,7 @@ impl Inner {
     }
 
     /// Waits until what was begun is under way.
-    fn settle(&self, call: &'static str, what: &str) -> Result<(), NcclError> {
+    fn settle(self: &Arc<Self>, call: &'static str, what: &str) -> Result<(), NcclError> {
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
         for asked in 0.. {
@@ -249,7 +307,7 @@ impl Inner {
             }
             let waited = self.members.timeout;
             if started.elapsed() >= waited {
-                self.abort();
+                self.give_up();
                 let communicator = self.members.name.clone();
                 return Err(NcclError::Timeout { communicator, what: what.to_owned(), waited });
             }
@@ -264,16 +322,16 @@ impl Inner {
     }
 
     /// A failure is the end of the communicator.
-    fn check(&self, call: &'static str, code: c_int) -> Result<(), NcclError> {
+    fn check(self: &Arc<Self>, call: &'static str, code: c_int) -> Result<(), NcclError> {
         if code == SUCCESS || code == IN_PROGRESS {
             return Ok(());
         }
-        if self.raw.load(Ordering::Acquire).is_null() && call != "ncclCommInitRankConfig" {
+        if self.is_aborted.load(Ordering::Acquire) {
             // Whatever the call says of it, this is why.
             return Err(self.aborted());
         }
         let reason = self.library.reason(code);
-        self.abort();
+        self.give_up();
         Err(NcclError::Call { call, communicator: self.members.name.clone(), reason })
     }
 
@@ -281,8 +339,34 @@ impl Inner {
         NcclError::Aborted { communicator: self.members.name.clone() }
     }
 
-    fn abort(&self) {
+    /// Aborts without waiting: whoever failed is to say so at once, for it may be
+    /// another communicator, not aborted yet, that holds the GPU up.
+    fn give_up(self: &Arc<Self>) {
+        drop(self.begin_abort());
+    }
+
+    fn begin_abort(self: &Arc<Self>) -> Aborting {
         self.members.is_broken.store(true, Ordering::Release);
+        if self.is_aborted.swap(true, Ordering::AcqRel) {
+            return Aborting(None);
+        }
+        let (done, is_done) = mpsc::sync_channel(1);
+        let inner = Arc::clone(self);
+        let run = move || {
+            inner.abort();
+            let _ = done.send(());
+        };
+        match std::thread::Builder::new().name("nccl-abort".to_owned()).spawn(run) {
+            Ok(_) => Aborting(Some((is_done, Arc::clone(self)))),
+            Err(error) => {
+                tracing::error!(%error, "no thread for the end of a communicator");
+                self.abort();
+                Aborting(None)
+            }
+        }
+    }
+
+    fn abort(&self) {
         let deadline = Instant::now() + GRACE;
         let using = loop {
             match self.using.try_lock() {
@@ -295,12 +379,14 @@ impl Inner {
             }
         };
         let raw = self.raw.swap(std::ptr::null_mut(), Ordering::AcqRel);
+        // Later calls find nothing, and none shall wait for the GPU with the abort.
+        drop(using);
         if !raw.is_null() {
+            (self.bind)();
             // SAFETY: the communicator is one, and nobody gets it from now on. A call that
             // still has it is stuck, and an abort is what NCCL has to end it.
             let _ = unsafe { (self.library.calls.abort)(raw) };
         }
-        drop(using);
     }
 }
 

@@ -92,8 +92,9 @@ impl Joining<Cuda> for NcclLinks {
         let timeout = Duration::from_millis(place.exchange.timeout_ms.into());
         let Place { epoch: membership, shape, rank, .. } = place;
         let beginning = Beginning { epoch: membership, shape, rank, timeout };
+        let bind = device.binder();
         let comms = device
-            .enqueue(|_| bring_up(&mut *transport, &self.library, beginning))
+            .enqueue(|_| bring_up(&mut *transport, &self.library, beginning, &bind))
             .map_err(|error| unable(error.to_string()))?
             .map_err(|error| JoinError {
                 rank: error.rank(),

@@ -21,7 +21,7 @@ mod shares;
 pub use agreement::{SMALL_BYTES, small_exchange_bytes};
 pub use bring_up::{Beginning, BringUpError, Comms, bring_up};
 pub use circles::Circles;
-pub use comm::{Abort, Comm, Kind, Members, Operation};
+pub use comm::{Abort, Bind, Comm, Kind, Members, Operation};
 pub use error::{NcclError, Version};
 pub use joining::NcclLinks;
 pub use library::{ID_BYTES, Id, Library};

@@ -2,8 +2,8 @@
 //!
 //! The types are our own: results are plain integers, because a newer library
 //! may return numbers that an enumeration of today does not have, and the
-//! configuration is that of the oldest version that will do, which every newer
-//! one reads by its size and version.
+//! configuration is an old one, which every newer version reads by its size and
+//! version.
 
 #![expect(unsafe_code, reason = "loads a C library and names the types of its functions")]
 
@@ -12,9 +12,12 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
-/// The oldest version that will do: non-blocking communicators with all that is
-/// set in [`Config`].
-pub(crate) const LEAST: Version = Version { major: 2, minor: 18, patch: 0 };
+/// The oldest version that will do: before it, an abort from another thread frees
+/// what a launch that is under way still uses, or itself while it is at it.
+pub(crate) const LEAST: Version = Version { major: 2, minor: 22, patch: 0 };
+
+/// Whose [`Config`] it is.
+const CONFIG: Version = Version { major: 2, minor: 18, patch: 0 };
 
 /// Where the library is, if nobody says: runtime packages have only the first.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
@@ -57,7 +60,7 @@ impl Config {
         Self {
             size: size_of::<Self>(),
             magic: 0xcafe_beef,
-            version: LEAST.code(),
+            version: CONFIG.code(),
             blocking: 0,
             cga_cluster_size: UNDEFINED,
             min_ctas: UNDEFINED,

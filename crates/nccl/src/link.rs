@@ -35,9 +35,9 @@ pub(crate) type Groups = <Cuda as Device>::Groups;
 
 /// The link of a rank whose world has GPUs only.
 pub struct NcclLink {
-    pub(crate) comms: Comms,
-    /// Carry what is small.
+    /// Carry what is small. First: what waits in them on the GPU ends before NCCL does.
     pub(crate) circles: Circles,
+    pub(crate) comms: Comms,
     transport: Box<dyn Transport>,
     pub(crate) place: Place,
     pub(crate) placement: Placement,

@@ -4,7 +4,7 @@ use crate::link::{NcclLink, claims};
 use crate::shares::Shares;
 use chorale_cuda::{Cuda, GpuError};
 use chorale_link::{Health, Loads, Member, Place, PlaceError};
-use chorale_plan::{Placement, StepPlan};
+use chorale_plan::{OneShot, Placement, StepPlan};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +53,10 @@ impl Member<Cuda> for NcclLink {
 
     fn take_waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)
+    }
+
+    fn one_shot(&self) -> OneShot {
+        OneShot { world: self.circles.has_world(), group: self.circles.has_group() }
     }
 
     fn health(&self) -> Arc<dyn Health> {

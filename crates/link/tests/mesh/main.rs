@@ -4,5 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 mod hostile;
+mod layers;
 mod parity;
 mod world;

@@ -6,7 +6,8 @@
 // Stricter than NCCL: it refuses a call before the one before has settled, and
 // ranks whose exchanges do not match. -DVERSION=, -DLACKING, -DREFUSING and
 // -DSTICKING make libraries that are too old, lack a function, refuse to begin,
-// or do not return from a call.
+// or do not return from a call. With -DENTANGLED an abort waits for what else the
+// rank has enqueued, as on a GPU's one stream: for the aborts of all it has.
 #include <fcntl.h>
 #include <limits.h>
 #include <stdatomic.h>
@@ -69,6 +70,9 @@ static atomic_int failures[MAX_RANKS];
 #ifdef STICKING
 static atomic_int was_aborted;
 #endif
+#ifdef ENTANGLED
+static atomic_int num_whole[MAX_RANKS];
+#endif
 
 // For tests: what happened to the network of a rank of this process.
 void fakeNcclFail(int rank, int result) { atomic_store(&failures[rank], result); }
@@ -120,6 +124,9 @@ int ncclCommInitRankConfig(Comm** out, int num_ranks, Id id, int rank, Config* c
     comm->rank = rank;
     comm->num_ranks = num_ranks;
     comm->shared = memory;
+#ifdef ENTANGLED
+    atomic_fetch_add(&num_whole[rank], 1);
+#endif
     // The last to come leaves no name behind.
     if (atomic_fetch_add(&comm->shared->joined, 1) + 1 == num_ranks) unlink(id.path);
     *out = comm;
@@ -282,6 +289,10 @@ int ncclCommAbort(Comm* comm) {
 #ifdef STICKING
     atomic_store(&was_aborted, 1);
     return SUCCESS;
+#endif
+#ifdef ENTANGLED
+    atomic_fetch_sub(&num_whole[comm->rank], 1);
+    while (atomic_load(&num_whole[comm->rank]) > 0) usleep(1000);
 #endif
     munmap(comm->shared, sizeof(Shared));
     free(comm);

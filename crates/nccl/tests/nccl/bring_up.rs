@@ -1,12 +1,12 @@
 //! How ranks find each other's communicators, and what they say when they do not.
 
-use crate::fake::{self, at, at_mut, enqueue};
+use crate::fake::{self, at, at_mut, enqueue, unbound};
 use chorale_link::grpc::{LinkPort, Membership, PortConfig};
 use chorale_link::{Fault, Frame, Transport, local};
 use chorale_nccl::{Beginning, BringUpError, Comms, Kind, Library, NcclError, Operation, bring_up};
 use chorale_plan::{Epoch, Rank, Shape};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -28,7 +28,7 @@ fn bring_all_up(
         let ranks = shape.ranks().zip(transports).zip(libraries).map(|((rank, mut transport), library)| {
             scope.spawn(move || {
                 let library = library.as_ref()?;
-                Some(bring_up(&mut *transport, library, beginning(shape, rank, PATIENCE)))
+                Some(bring_up(&mut *transport, library, beginning(shape, rank, PATIENCE), &unbound()))
             })
         });
         let ranks: Vec<_> = ranks.collect();
@@ -57,7 +57,7 @@ fn check_numbers(shape: Shape, comms: Vec<Option<Result<Comms, BringUpError>>>) 
                 let all: Vec<u32> = (0..shape.num_ranks).collect();
                 assert_eq!(numbers(&comms.world, rank.0), all);
                 let group = shape.group(rank).filter(|group| group.len() > 1);
-                let found = comms.group.map(|group| numbers(&group, rank.0));
+                let found = comms.group.as_ref().map(|group| numbers(group, rank.0));
                 assert_eq!(found, group.map(Vec::from_iter), "{rank:?} of {shape:?}");
             });
         }
@@ -72,6 +72,33 @@ fn every_rank_gets_the_world_and_its_group() {
         let comms = bring_all_up(shape, local_transports(shape, PATIENCE), &libraries);
         check_numbers(shape, comms);
     }
+}
+
+#[test]
+fn communicators_that_hold_each_other_up_end_together() {
+    let library = fake::open(&["-DENTANGLED"]);
+    let shape = shape(2, 1, 2);
+    let timeout = Duration::from_millis(300);
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for (rank, mut transport) in shape.ranks().zip(local_transports(shape, PATIENCE)) {
+            let library = &library;
+            scope.spawn(move || {
+                let beginning = beginning(shape, rank, timeout);
+                let comms = bring_up(&mut *transport, library, beginning, &unbound()).unwrap();
+                if rank == Rank(0) {
+                    // Alone: what failed is told while its end is still held up.
+                    let (own, mut all, kind) = ([0u32], [0u32; 2], Kind::Bytes);
+                    let gather =
+                        Operation::AllGather { from: at(&own), to: at_mut(&mut all), count: 4, kind };
+                    let error = enqueue(&comms.world, &[gather]).unwrap_err();
+                    assert!(matches!(error, NcclError::Timeout { .. }), "{error}");
+                }
+                drop(comms);
+            });
+        }
+    });
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
 #[test]
@@ -102,7 +129,8 @@ fn a_rank_that_does_not_come_is_blamed_by_those_that_wait_for_it() {
                 shape.ranks().zip(transports).zip(libraries).map(|((rank, mut transport), library)| {
                     scope.spawn(move || {
                         let beginning = beginning(shape, rank, Duration::from_millis(200));
-                        let outcome = library.map(|library| bring_up(&mut *transport, &library, beginning));
+                        let outcome =
+                            library.map(|library| bring_up(&mut *transport, &library, beginning, &unbound()));
                         (transport, outcome)
                     })
                 });
@@ -142,7 +170,8 @@ fn what_another_rank_sends_is_checked() {
     for (sent, expected) in cases {
         let mut transports = local_transports(shape, PATIENCE);
         transports[0].send(Rank(1), sent).unwrap();
-        let outcome = bring_up(&mut *transports[1], &library, beginning(shape, Rank(1), PATIENCE));
+        let outcome =
+            bring_up(&mut *transports[1], &library, beginning(shape, Rank(1), PATIENCE), &unbound());
         let error = outcome.unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
         // Who says that it could not has done what it should.
@@ -151,7 +180,7 @@ fn what_another_rank_sends_is_checked() {
     }
     let mut transports = local_transports(shape, PATIENCE);
     transports[1].send(Rank(0), frame(u32::MAX, b"22809")).unwrap();
-    let outcome = bring_up(&mut *transports[0], &library, beginning(shape, Rank(0), PATIENCE));
+    let outcome = bring_up(&mut *transports[0], &library, beginning(shape, Rank(0), PATIENCE), &unbound());
     assert!(outcome.unwrap_err().to_string().contains("a version of 5 bytes"));
 }
 
@@ -172,7 +201,8 @@ fn the_end_of_the_epoch_ends_the_wait_for_others() {
     second.send(Rank(0), version).unwrap();
     std::thread::scope(|scope| {
         let library = &library;
-        let waiting = scope.spawn(move || bring_up(&mut first, library, beginning(shape, Rank(0), PATIENCE)));
+        let waiting = scope
+            .spawn(move || bring_up(&mut first, library, beginning(shape, Rank(0), PATIENCE), &unbound()));
         let id = second.receive(Rank(0)).unwrap().payload;
         std::thread::park_timeout(Duration::from_millis(50));
         abort.abort();

@@ -1,6 +1,6 @@
 //! Communicators over the stand-in: what each exchange gives, and how they end.
 
-use crate::fake::{self, Failing, at, at_mut, enqueue};
+use crate::fake::{self, Failing, at, at_mut, enqueue, unbound};
 use chorale_nccl::{Comm, Id, Kind, Library, Members, NcclError, Operation};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ fn members(rank: u32, num_ranks: u32, timeout: Duration) -> Members {
 }
 
 fn join(library: Arc<Library>, id: &Id, members: Members) -> Result<Comm, NcclError> {
-    Comm::join(library, id, members, |_| {})
+    Comm::join(library, id, members, unbound(), |_| {})
 }
 
 /// Runs each rank on a thread of its own, with its communicator.
@@ -197,6 +197,20 @@ fn a_call_that_does_not_return_is_aborted_all_the_same() {
         comm.abort_handle().abort();
         assert!(matches!(stuck.join().unwrap(), Err(NcclError::Aborted { .. })));
     });
+}
+
+#[test]
+fn whoever_aborts_is_bound_to_the_gpu_first() {
+    let library = fake::open(&[]);
+    let id = library.unique_id().unwrap();
+    let (told, bound) = std::sync::mpsc::channel();
+    let bind = move || told.send(std::thread::current().name().map(str::to_owned)).unwrap();
+    let comm = Comm::join(library, &id, members(0, 1, PATIENCE), Arc::new(bind), |_| {}).unwrap();
+    assert!(bound.try_recv().is_err(), "whoever joins is bound already");
+    comm.abort_handle().abort();
+    assert_eq!(bound.try_recv(), Ok(Some("nccl-abort".to_owned())));
+    drop(comm);
+    assert!(bound.try_recv().is_err(), "it is aborted once");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Whole models over NCCL: what is sampled does not depend on how many GPUs
 //! there are, to the last bit of its log-probability.
 
-use crate::fake;
+use crate::fake::{self, unbound};
 use crate::world::{By, PATIENCE, gpu};
 use chorale_cuda::Cuda;
 use chorale_device::KvDtype;
@@ -145,7 +145,8 @@ fn rank(
     };
     let mut device = gpu(u64::from(rank.0));
     let comms =
-        bring_up(&mut transport, library, Beginning { epoch, shape, rank, timeout: PATIENCE }).unwrap();
+        bring_up(&mut transport, library, Beginning { epoch, shape, rank, timeout: PATIENCE }, &unbound())
+            .unwrap();
     let circles = by.links(library).circles(&mut device, &mut transport, &place).unwrap();
     let link = NcclLink::new(&mut device, comms, Box::new(transport), place, placement).unwrap();
     let link = link.with_circles(circles);

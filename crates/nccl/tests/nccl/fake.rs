@@ -3,7 +3,7 @@
 
 #![expect(unsafe_code, reason = "loads the stand-in, and gives it addresses of the test's own memory")]
 
-use chorale_nccl::{Comm, Library, NcclError, Operation};
+use chorale_nccl::{Bind, Comm, Library, NcclError, Operation};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -59,6 +59,11 @@ impl Failing {
             fail(rank, 2);
         }
     }
+}
+
+/// Makes no thread another: there is no GPU.
+pub(crate) fn unbound() -> Bind {
+    Arc::new(|| ())
 }
 
 /// Enqueues exchanges of the test's own memory.

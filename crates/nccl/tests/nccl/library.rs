@@ -23,8 +23,8 @@ fn what_is_no_library_is_named() {
 
 #[test]
 fn versions_that_are_too_old_and_missing_functions_are_refused_by_name() {
-    let error = Library::open(Some(&fake::build(&["-DVERSION=21500"]))).unwrap_err().to_string();
-    assert!(error.contains("is NCCL 2.15.0; 2.18.0 or newer is needed"), "{error}");
+    let error = Library::open(Some(&fake::build(&["-DVERSION=22105"]))).unwrap_err().to_string();
+    assert!(error.contains("is NCCL 2.21.5; 2.22.0 or newer is needed"), "{error}");
     let error = Library::open(Some(&fake::build(&["-DLACKING"]))).unwrap_err().to_string();
     assert!(error.contains("has no ncclSend"), "{error}");
 }

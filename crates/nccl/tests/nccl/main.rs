@@ -8,6 +8,8 @@ mod comm;
 mod engine;
 mod fake;
 mod faults;
+#[path = "../../../link/tests/mesh/layers.rs"]
+mod layers;
 mod library;
 mod pair;
 mod parity;

@@ -1,8 +1,9 @@
 //! Two processes that come to communicators by the library's loader and over
 //! their workers' ports, as far as it goes without a GPU.
 
+use crate::fake::{self, unbound};
+use crate::real;
 use crate::world::PATIENCE;
-use crate::{fake, real};
 use chorale_link::grpc::{LinkPort, Membership, PortConfig};
 use chorale_nccl::{Beginning, Library, bring_up};
 use chorale_plan::{Epoch, Rank, Shape};
@@ -43,7 +44,7 @@ fn a_rank_of_the_pair() {
     });
     drop(guard);
     let beginning = Beginning { epoch: Epoch(5), shape: SHAPE, rank, timeout: PATIENCE };
-    match bring_up(&mut transport, &library, beginning) {
+    match bring_up(&mut transport, &library, beginning, &unbound()) {
         Ok(comms) => println!("\n{MET}{} and {}", comms.world.members().name, comms.group.is_some()),
         Err(error) => println!("\n{UNMET}{error}"),
     }

@@ -1,6 +1,7 @@
 //! NVIDIA's own library, as far as it goes without a GPU, where
 //! `.ci/nccl-library` has brought it.
 
+use crate::fake::unbound;
 use crate::world::PATIENCE;
 use chorale_link::grpc::{LinkPort, Membership, PortConfig};
 use chorale_nccl::{Beginning, BringUpError, Library, NcclError, bring_up};
@@ -67,7 +68,7 @@ fn ids_are_exchanged_and_a_missing_gpu_is_named() {
             let library = &library;
             scope.spawn(move || {
                 let beginning = Beginning { epoch: Epoch(3), shape, rank: Rank(rank.0), timeout: PATIENCE };
-                let error = bring_up(&mut transport, library, beginning).unwrap_err();
+                let error = bring_up(&mut transport, library, beginning, &unbound()).unwrap_err();
                 let BringUpError::Nccl(NcclError::Call { call, communicator, reason }) = error else {
                     panic!("{error}")
                 };
