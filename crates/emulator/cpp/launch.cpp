@@ -12,6 +12,9 @@ namespace emulated {
 
 static const Kernel* kernels;
 
+// As much as anything in them needs.
+constexpr size_t ARGS_ALIGNMENT = 128;
+
 Kernel::Kernel(const char* name_, void (*entry_)(const void*), size_t args_bytes_, u32 threads_, bool needs_hopper_)
     : name(name_),
       entry(entry_),
@@ -22,9 +25,12 @@ Kernel::Kernel(const char* name_, void (*entry_)(const void*), size_t args_bytes
     kernels = this;
 }
 
-// A host thread's blocks: one runs, and one of the next kernel may have begun.
+// Launches under way at a time.
+constexpr size_t WINDOW = 4;
+
+// A host thread's blocks: one runs, and one of each next kernel may have begun.
 static Block& block_of_this_thread(size_t which) {
-    static thread_local std::unique_ptr<Block> blocks[2];
+    static thread_local std::unique_ptr<Block> blocks[WINDOW];
     if (!blocks[which]) {
         blocks[which].reset(new Block());
     }
@@ -78,6 +84,17 @@ static const Kernel* check(const LaunchCall& call, const Machine& machine, std::
     return nullptr;
 }
 
+extern "C" int emulator_find(const char* name, size_t* args_bytes, u32* threads) {
+    std::string problem;
+    const Kernel* kernel = find(name, problem);
+    if (!kernel) {
+        return 0;
+    }
+    *args_bytes = kernel->args_bytes;
+    *threads = kernel->threads;
+    return 1;
+}
+
 static std::vector<u32> shuffled(u32 count, u64& random) {
     std::vector<u32> order(count);
     for (u32 i = 0; i < count; i++) {
@@ -90,7 +107,7 @@ static std::vector<u32> shuffled(u32 count, u64& random) {
     return order;
 }
 
-// A launch whose first block may have begun before the launch before it ran.
+// A launch whose first block may have begun before launches before it ran.
 struct Begun {
     Grid grid;
     std::vector<u32> order;
@@ -109,8 +126,8 @@ struct Begun {
 // while the kernel before has still to write its results.
 static void begin(Begun& launch, const LaunchCall& call, const Kernel* kernel, u32 shared_bytes_max, Block& block) {
     // Registers of arguments are not where the host's are: a kernel gets a copy.
-    launch.args.assign(call.args_bytes + 64, 0);
-    u8* aligned = launch.args.data() + (64 - (uintptr_t)launch.args.data() % 64) % 64;
+    launch.args.assign(call.args_bytes + ARGS_ALIGNMENT, 0);
+    u8* aligned = launch.args.data() + (ARGS_ALIGNMENT - (uintptr_t)launch.args.data() % ARGS_ALIGNMENT) % ARGS_ALIGNMENT;
     std::memcpy(aligned, call.args, call.args_bytes);
     launch.grid = {kernel, aligned, {call.grid[0], call.grid[1], call.grid[2]}, call.shared_bytes, shared_bytes_max};
     u64 random = launch.seed;
@@ -150,16 +167,30 @@ extern "C" const char* emulator_run(const LaunchCall* calls, size_t count, const
         found.push_back(kernel);
     }
     catch_faults();
-    Begun launches[2];
-    for (size_t i = 0; i <= count; i++) {
-        if (i < count) {
-            Begun& next = launches[i % 2];
-            next.seed = (machine->seed + i) * 0x2545F4914F6CDD1Dull;
-            begin(next, calls[i], found[i], machine->shared_bytes_max, block_of_this_thread(i % 2));
+    Begun launches[WINDOW];
+    // Which of them are under way, in order.
+    std::vector<size_t> under_way;
+    const auto unused = [&] {
+        size_t place = 0;
+        while (std::count(under_way.begin(), under_way.end(), place)) {
+            place++;
         }
-        if (i > 0) {
-            finish(launches[(i - 1) % 2]);
+        return place;
+    };
+    for (size_t begun = 0; begun < count || !under_way.empty();) {
+        // A kernel may begin when the one before it lets it: that one has either
+        // waited, so that only it is under way, or not.
+        while (begun < count && under_way.size() < WINDOW &&
+               (under_way.size() <= 1 || launches[under_way.back()].first->triggers_early)) {
+            const size_t place = unused();
+            Begun& next = launches[place];
+            next.seed = (machine->seed + begun) * 0x2545F4914F6CDD1Dull;
+            begin(next, calls[begun], found[begun], machine->shared_bytes_max, block_of_this_thread(place));
+            under_way.push_back(place);
+            begun++;
         }
+        finish(launches[under_way.front()]);
+        under_way.erase(under_way.begin());
     }
     running = nullptr;
     return problem.c_str();

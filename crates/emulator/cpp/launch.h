@@ -26,6 +26,10 @@ struct Machine {
 // string, or what is wrong with a launch: then none has run.
 extern "C" const char* emulator_run(const LaunchCall* calls, size_t count, const Machine* machine);
 
+// Tells what a kernel takes and in how many threads it runs; 0 if there is none
+// of that name.
+extern "C" int emulator_find(const char* kernel, size_t* args_bytes, u32* threads);
+
 // Memory between guarding pages, filled with 0xFF; its end is close to the guard.
 extern "C" void* emulator_alloc(size_t bytes);
 extern "C" void emulator_free(void* memory);

@@ -54,7 +54,11 @@ pub enum Absence {
 /// What mends the commonest reasons for which a driver does not start.
 fn remedy(code: u32) -> &'static str {
     match code {
+        2 => "Others have taken all memory of the GPU: `nvidia-smi` shows who",
         34 => "The library is a stub that only programs link to: take its folder off LD_LIBRARY_PATH",
+        46 => {
+            "Another process has the GPU to itself: end it, or let more than one in with `nvidia-smi -c DEFAULT`"
+        }
         100 => {
             "The driver sees no GPU: look at `nvidia-smi -L`, CUDA_VISIBLE_DEVICES and, in a container, `--gpus \
              all`. `--device cpu` needs none"

@@ -8,6 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// The least that a piece of pinned memory has: an answer of a step.
 const LEAST_BYTES: usize = 64 << 10;
+/// Such pieces that are there from the start: answers of steps in flight, and what
+/// else a step fetches. Pinning memory may wait for kernels, and those of several
+/// GPUs for each other.
+const MADE_EARLY: usize = 4;
 /// What larger copies are cut into when the caller waits for them.
 const CHUNK_BYTES: usize = 4 << 20;
 /// Pieces that are kept for later copies, none larger than a chunk. More than
@@ -18,6 +22,12 @@ const KEPT: usize = 16;
 struct Landing {
     memory: Pinned,
     written: Event,
+}
+
+impl Landing {
+    fn new(context: &Arc<Context>, len: usize) -> Result<Self, GpuError> {
+        Ok(Self { memory: Pinned::new(context, len)?, written: Event::new(context, false)? })
+    }
 }
 
 impl Drop for Landing {
@@ -35,8 +45,10 @@ pub(super) struct Arrivals {
 }
 
 impl Arrivals {
-    pub(super) fn new(context: &Arc<Context>) -> Self {
-        Self { context: Arc::clone(context), free: Arc::default() }
+    pub(super) fn new(context: &Arc<Context>) -> Result<Self, GpuError> {
+        let early = (0..MADE_EARLY).map(|_| Landing::new(context, LEAST_BYTES));
+        let free = Mutex::new(early.collect::<Result<_, _>>()?);
+        Ok(Self { context: Arc::clone(context), free: Arc::new(free) })
     }
 
     /// Waits for all that is enqueued, and copies to the host.
@@ -82,10 +94,7 @@ impl Arrivals {
         };
         let landing = match kept {
             Some(landing) => landing,
-            None => Landing {
-                memory: Pinned::new(&self.context, len.next_power_of_two().max(LEAST_BYTES))?,
-                written: Event::new(&self.context, false)?,
-            },
+            None => Landing::new(&self.context, len.next_power_of_two().max(LEAST_BYTES))?,
         };
         // SAFETY: the copy owns the memory and looks at it once the event is past.
         // One that is given up early goes to the next copy, which comes later in

@@ -12,7 +12,10 @@ use std::sync::Arc;
 /// Events that are kept for later points.
 const KEPT: usize = 64;
 
-/// Copies beside the kernels. The stream is made when the first come.
+/// Events that are there from the start.
+const MADE_EARLY: usize = 16;
+
+/// Copies beside the kernels.
 pub(super) struct Aside {
     stream: sys::CUstream,
     /// Points that may not be past yet, in order; all others are.
@@ -26,14 +29,14 @@ pub(super) struct Aside {
 unsafe impl Send for Aside {}
 
 impl Aside {
-    pub(super) fn new(context: &Arc<Context>) -> Self {
-        Self {
-            stream: null_mut(),
-            points: VecDeque::new(),
-            unused: Vec::new(),
-            next: 0,
-            context: Arc::clone(context),
-        }
+    pub(super) fn new(context: &Arc<Context>) -> Result<Self, GpuError> {
+        let unused = (0..MADE_EARLY).map(|_| Event::new(context, false)).collect::<Result<_, _>>()?;
+        let mut stream = null_mut();
+        // As the context's own: nobody else's work is waited for.
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: it writes one handle.
+        context.call(|api| unsafe { api.cuStreamCreate(&raw mut stream, flags) })?;
+        Ok(Self { stream, points: VecDeque::new(), unused, next: 0, context: Arc::clone(context) })
     }
 
     /// The point behind all that is enqueued on the context's own stream.
@@ -46,7 +49,7 @@ impl Aside {
     /// # Safety
     /// As of [`crate::Gpu::copy_aside`].
     pub(super) unsafe fn copy(&mut self, after: Point, copies: &[Transfer]) -> Result<Point, GpuError> {
-        let stream = self.stream()?;
+        let stream = self.stream;
         if let Some(event) = self.event(after) {
             event.hold(stream)?;
         }
@@ -68,9 +71,6 @@ impl Aside {
 
     /// Waits for all copies.
     pub(super) fn wait(&mut self) -> Result<(), GpuError> {
-        if self.stream.is_null() {
-            return Ok(());
-        }
         // SAFETY: the stream lives.
         self.context.call(|api| unsafe { api.cuStreamSynchronize(self.stream) })
     }
@@ -98,25 +98,11 @@ impl Aside {
         self.points.push_back((point, event));
         Ok(point)
     }
-
-    fn stream(&mut self) -> Result<sys::CUstream, GpuError> {
-        if self.stream.is_null() {
-            let mut stream = null_mut();
-            // As the context's own: nobody else's work is waited for.
-            let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
-            // SAFETY: it writes one handle.
-            self.context.call(|api| unsafe { api.cuStreamCreate(&raw mut stream, flags) })?;
-            self.stream = stream;
-        }
-        Ok(self.stream)
-    }
 }
 
 impl Drop for Aside {
     fn drop(&mut self) {
-        if !self.stream.is_null() {
-            // SAFETY: nobody else has it; CUDA keeps it until its work is done.
-            self.context.discard(|api| unsafe { api.cuStreamDestroy_v2(self.stream) });
-        }
+        // SAFETY: nobody else has it; CUDA keeps it until its work is done.
+        self.context.discard(|api| unsafe { api.cuStreamDestroy_v2(self.stream) });
     }
 }

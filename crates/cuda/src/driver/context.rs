@@ -13,6 +13,8 @@ use std::sync::{Arc, OnceLock};
 
 /// CUDA's code for what is not done yet.
 const NOT_READY: u32 = 600;
+/// CUDA's code for memory that is not there.
+pub(super) const OUT_OF_MEMORY: u32 = 2;
 
 /// The primary context of a device, with the one stream that all work goes to.
 pub(super) struct Context {
@@ -204,11 +206,18 @@ pub(super) struct Pinned {
 unsafe impl Send for Pinned {}
 
 impl Pinned {
+    /// Where there is none, nothing else is lost.
     pub(super) fn new(context: &Arc<Context>, len: usize) -> Result<Self, GpuError> {
         let mut pointer: *mut c_void = null_mut();
         let flags = sys::CU_MEMHOSTALLOC_PORTABLE;
         // SAFETY: it writes one pointer.
-        context.call(|api| unsafe { api.cuMemHostAlloc(&raw mut pointer, len, flags) })?;
+        match context.attempt(|api| unsafe { api.cuMemHostAlloc(&raw mut pointer, len, flags) })? {
+            Ok(()) => {}
+            Err(refused) if refused.code == OUT_OF_MEMORY => {
+                return Err(GpuError::OutOfHostMemory { bytes: len });
+            }
+            Err(refused) => return Err(context.fail(refused)),
+        }
         // SAFETY: that much was just made. Zeros make it memory that Rust may look at.
         unsafe { pointer.cast::<u8>().write_bytes(0, len) };
         Ok(Self { context: Arc::clone(context), pointer: pointer.cast(), len })

@@ -5,7 +5,7 @@
 use super::api::loaded;
 use super::arrivals::Arrivals;
 use super::aside::Aside;
-use super::context::{Context, Event};
+use super::context::{Context, Event, OUT_OF_MEMORY};
 use super::functions::Refused;
 use super::graphs::Counters;
 use super::kernels::{Functions, Kernels};
@@ -23,8 +23,8 @@ use std::path::PathBuf;
 use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// CUDA's code for memory that is not there.
-const OUT_OF_MEMORY: u32 = 2;
+/// Memory that was given up is kept until there is more of it than this.
+const DEAD_BYTES_MAX: usize = 256 << 20;
 
 /// How a GPU is opened.
 #[derive(Clone, Debug)]
@@ -60,9 +60,11 @@ struct State {
     launching: Launching,
     staging: Staging,
     aside: Aside,
-    /// Memory that is given back when the stream is known to be past it: asking
-    /// CUDA for that any earlier would wait.
+    /// Memory that is given back when the stream is known to be past it, and never in
+    /// a step: CUDA then waits for kernels of all GPUs of the process, and those may
+    /// wait for what this thread has still to launch.
     dead: Vec<u64>,
+    dead_bytes: usize,
     /// The same of the host.
     dead_of_host: Vec<u64>,
     /// The same of other things.
@@ -83,18 +85,24 @@ impl Driver {
         let state = State {
             launching: Launching::new(&context, options.with_graphs),
             staging: Staging::new(&context)?,
-            aside: Aside::new(&context),
+            aside: Aside::new(&context)?,
             dead: Vec::new(),
+            dead_bytes: 0,
             dead_of_host: Vec::new(),
             dead_things: Vec::new(),
         };
         Ok(Arc::new(Self {
             facts,
             state: Mutex::new(state),
-            arrivals: Arrivals::new(&context),
+            arrivals: Arrivals::new(&context)?,
             functions,
             context,
         }))
+    }
+
+    /// How many of its kernels may begin while the one before them still runs.
+    pub fn num_dependent_kernels(&self) -> usize {
+        self.functions.num_dependent()
     }
 
     /// The names of the kernels that it can launch, in order.
@@ -131,10 +139,13 @@ impl Driver {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for all that is enqueued, after which the dead can be buried.
-    fn wait_and_bury(&self, state: &mut State) -> Result<(), GpuError> {
+    /// Waits for all that is enqueued, after which the dead can be buried. What this
+    /// gives is to be dropped without the lock: it may hold another GPU's memory, and
+    /// with it that GPU.
+    fn wait_and_bury(&self, state: &mut State) -> Result<Vec<Box<dyn Send>>, GpuError> {
         self.context.wait()?;
         state.aside.wait()?;
+        state.dead_bytes = 0;
         for address in state.dead.drain(..) {
             // SAFETY: it was allocated, and nothing uses it any more.
             self.context.call(|api| unsafe { api.cuMemFree_v2(address) })?;
@@ -143,7 +154,13 @@ impl Driver {
             // SAFETY: as above.
             self.context.call(|api| unsafe { api.cuMemFreeHost(address as *mut c_void) })?;
         }
-        state.dead_things.clear();
+        Ok(std::mem::take(&mut state.dead_things))
+    }
+
+    /// The same, of whoever has not the lock.
+    fn settle(&self) -> Result<(), GpuError> {
+        let things = self.wait_and_bury(&mut self.state())?;
+        drop(things);
         Ok(())
     }
 
@@ -185,29 +202,34 @@ impl Gpu for Driver {
     }
 
     fn free_bytes(&self) -> Result<usize, GpuError> {
-        self.wait_and_bury(&mut self.state())?;
+        self.settle()?;
         self.free_now()
     }
 
     fn alloc(&self, len: usize) -> Result<u64, GpuError> {
+        // Whoever allocates has the time.
+        if self.state().dead_bytes > DEAD_BYTES_MAX {
+            self.settle()?;
+        }
         if let Some(address) = self.try_alloc(len)? {
             return Ok(address);
         }
-        let mut state = self.state();
-        self.wait_and_bury(&mut state)?;
+        self.settle()?;
         if let Some(address) = self.try_alloc(len)? {
             return Ok(address);
         }
         // They hold memory, and can be made again.
-        state.launching.forget_graphs();
+        self.state().launching.forget_graphs();
         match self.try_alloc(len)? {
             Some(address) => Ok(address),
             None => Err(GpuError::OutOfMemory { bytes: len, free: self.free_now()? }),
         }
     }
 
-    unsafe fn free(&self, address: u64, _len: usize) {
-        self.state().dead.push(address);
+    unsafe fn free(&self, address: u64, len: usize) {
+        let mut state = self.state();
+        state.dead.push(address);
+        state.dead_bytes += len;
     }
 
     unsafe fn upload(&self, bytes: &[u8], to: u64) -> Result<(), GpuError> {
@@ -216,14 +238,9 @@ impl Gpu for Driver {
     }
 
     unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), GpuError> {
-        let mut state = self.state();
+        let _enqueueing = self.state();
         // SAFETY: the caller's.
-        unsafe { self.arrivals.download(from, bytes) }?;
-        if state.dead.is_empty() && state.dead_of_host.is_empty() && state.dead_things.is_empty() {
-            Ok(())
-        } else {
-            self.wait_and_bury(&mut state)
-        }
+        unsafe { self.arrivals.download(from, bytes) }
     }
 
     unsafe fn begin_download(&self, from: u64, len: usize) -> Result<Arriving, GpuError> {
@@ -243,10 +260,12 @@ impl Gpu for Driver {
         assert!(self.facts.is_hopper(), "{} has no tensor maps", self.facts.name);
         assert_eq!(map.box_cols, 64, "a swizzle spans 64 columns");
         assert!(map.address.is_multiple_of(16) && map.row_bytes.is_multiple_of(16), "{map:?} is not aligned");
+        assert!((1..=256).contains(&map.box_rows) && map.cols * 2 <= map.row_bytes, "{map:?} does not fit");
         let extents = [map.cols, map.rows];
         let strides = [map.row_bytes];
         let boxes = [map.box_cols, map.box_rows];
-        let mut made = MaybeUninit::<sys::CUtensorMap>::uninit();
+        // Whatever CUDA leaves out is the same in equal maps: graphs are found by them.
+        let mut made = MaybeUninit::<sys::CUtensorMap>::zeroed();
         self.context.call(|api| {
             // SAFETY: it reads two dimensions and writes one map.
             let code = unsafe {
@@ -277,7 +296,7 @@ impl Gpu for Driver {
     }
 
     fn wait(&self) -> Result<(), GpuError> {
-        self.wait_and_bury(&mut self.state())
+        self.settle()
     }
 
     fn raw_stream(&self) -> u64 {
@@ -293,7 +312,7 @@ impl Gpu for Driver {
         if let Some(address) = self.try_alloc_host(len)? {
             return Ok(address);
         }
-        self.wait_and_bury(&mut self.state())?;
+        self.settle()?;
         self.try_alloc_host(len)?.ok_or(GpuError::OutOfHostMemory { bytes: len })
     }
 
@@ -335,7 +354,6 @@ impl Gpu for Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         // What fails here failed before.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = self.wait_and_bury(&mut state);
+        let _ = self.settle();
     }
 }

@@ -139,6 +139,11 @@ impl Functions {
         names
     }
 
+    /// How many may begin while the kernel before them still runs.
+    pub(super) fn num_dependent(&self) -> usize {
+        self.by_name.values().filter(|function| function.is_dependent).count()
+    }
+
     fn load_module(&mut self, file: &str, image: &[u8], facts: &Facts) -> Result<(), GpuError> {
         let (major, minor) = facts.capability;
         let missing = |reason: String| GpuError::NoKernels {

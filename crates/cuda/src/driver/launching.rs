@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "calls CUDA's driver")]
 
 use super::api::Api;
-use super::context::Context;
+use super::context::{Context, OUT_OF_MEMORY};
 use super::functions::Refused;
 use super::graphs::{Counters, Decision, Graphs};
 use super::kernels::{Function, Functions};
@@ -28,6 +28,22 @@ impl Drop for Graph {
         // One that runs is freed when it is done.
         // SAFETY: nobody else has it.
         self.context.discard(|api| unsafe { api.cuGraphExecDestroy(self.raw) });
+    }
+}
+
+/// Launches a graph; false if there is no memory for it, and nothing is launched.
+///
+/// # Safety
+/// What its launches point to is memory of the GPU, and large enough.
+unsafe fn replay(context: &Context, graph: &Graph) -> Result<bool, GpuError> {
+    // SAFETY: both live. The rest is the caller's.
+    match context.attempt(|api| unsafe { api.cuGraphLaunch(graph.raw, context.stream()) })? {
+        Ok(()) => Ok(true),
+        Err(refused) if refused.code == OUT_OF_MEMORY => {
+            tracing::warn!("CUDA has no memory to launch a graph of a step: kernels are launched one by one");
+            Ok(false)
+        }
+        Err(refused) => Err(context.fail(refused)),
     }
 }
 
@@ -69,28 +85,32 @@ impl Launching {
     /// What their arguments point to is memory of the GPU, and large enough.
     pub(super) unsafe fn run(&mut self, launches: &Launches, functions: &Functions) -> Result<(), GpuError> {
         let decision = self.graphs.as_mut().map_or(Decision::Eager, |graphs| graphs.decide(launches));
-        if let Decision::Replay(graph) = decision {
-            self.counters.graphs_replayed += 1;
-            // SAFETY: both live. The rest is the caller's.
-            return self.context.call(|api| unsafe { api.cuGraphLaunch(graph.raw, self.context.stream()) });
-        }
         let is_new = matches!(decision, Decision::Make);
+        if let Decision::Replay(graph) = decision {
+            // SAFETY: the caller's.
+            if unsafe { replay(&self.context, graph) }? {
+                self.counters.graphs_replayed += 1;
+                return Ok(());
+            }
+            self.refuse(launches);
+        }
         // All are looked at before the first is launched.
         let bind = |(call, args)| Ok((functions.of(call, args)?, call, args));
         let bound = launches.iter().map(bind).collect::<Result<Vec<Bound<'_>>, GpuError>>()?;
         if is_new {
             // SAFETY: the caller's.
             let graph = unsafe { self.make(&bound) }?;
-            let raw = graph.as_ref().map(|graph| graph.raw);
-            if let Some(graphs) = &mut self.graphs {
-                graphs.keep(launches, graph);
+            match graph {
+                // SAFETY: the caller's.
+                Some(graph) if unsafe { replay(&self.context, &graph) }? => {
+                    self.counters.graphs_made += 1;
+                    if let Some(graphs) = &mut self.graphs {
+                        graphs.keep(launches, Some(graph));
+                    }
+                    return Ok(());
+                }
+                Some(_) | None => self.refuse(launches),
             }
-            if let Some(raw) = raw {
-                self.counters.graphs_made += 1;
-                // SAFETY: both live. The rest is the caller's.
-                return self.context.call(|api| unsafe { api.cuGraphLaunch(raw, self.context.stream()) });
-            }
-            self.counters.graphs_refused += 1;
         }
         self.counters.eager_launches += bound.len() as u64;
         for (function, call, args) in bound {
@@ -105,12 +125,23 @@ impl Launching {
         Ok(())
     }
 
+    /// Launches a list one by one from now on.
+    fn refuse(&mut self, launches: &Launches) {
+        self.counters.graphs_refused += 1;
+        if let Some(graphs) = &mut self.graphs {
+            graphs.keep(launches, None);
+        }
+    }
+
     /// Makes a graph of launches, or tells the log why CUDA would not: then they
     /// are launched one by one, which gives the same and takes longer.
     ///
     /// # Safety
     /// As of [`Self::run`].
     unsafe fn make(&self, bound: &[Bound<'_>]) -> Result<Option<Graph>, GpuError> {
+        // CUDA takes memory for it, and may wait for kernels meanwhile with a lock that
+        // another GPU's thread needs to launch what those wait for. Nothing runs now.
+        self.context.wait()?;
         // SAFETY: the caller's.
         let made = self.context.attempt(|api| unsafe { self.capture(api, bound) })?;
         let made = made.and_then(|raw| {

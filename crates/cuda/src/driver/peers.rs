@@ -125,7 +125,15 @@ fn open(context: &Arc<Context>, offer: &Offer) -> Result<Box<dyn Reached>, GpuEr
     // SAFETY: it writes one address; a handle that is none is refused.
     let opened =
         context.attempt(|api| unsafe { api.cuIpcOpenMemHandle_v2(&raw mut address, handle, flags) })?;
-    opened.map_err(|refused| refusal(context, refused))?;
+    // A refused handle is nobody's mistake but the processes' surroundings.
+    opened.map_err(|refused| {
+        let said = context.text(refused.code);
+        unreachable(format!(
+            "{} says {said}; containers need a common PID and IPC namespace to share memory of GPUs \
+             (--pid and --ipc of one another, or shareProcessNamespace and hostIPC in a pod)",
+            refused.call
+        ))
+    })?;
     Ok(Box::new(Opened { address, context: Arc::clone(context) }))
 }
 

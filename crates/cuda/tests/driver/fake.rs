@@ -100,6 +100,17 @@ pub(crate) fn refuse(call: &str, code: u32, after: i32) {
     }
 }
 
+/// Calls so far that take or give back memory.
+pub(crate) fn memory_calls() -> i32 {
+    type Calls = unsafe extern "C" fn() -> i32;
+    let library = library();
+    // SAFETY: that is the function's type.
+    unsafe {
+        let calls: libloading::Symbol<'_, Calls> = library.get("fake_memory_calls").unwrap();
+        calls()
+    }
+}
+
 /// How many sources were compiled.
 pub(crate) fn compiled() -> i32 {
     type Compiled = unsafe extern "C" fn() -> i32;

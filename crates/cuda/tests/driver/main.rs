@@ -48,7 +48,11 @@ tests! {
     scenarios::bytes_come_back in Driver();
     scenarios::answers_arrive_in_any_order in Driver();
     scenarios::memory_is_given_back_when_the_stream_is_past in Driver();
+    scenarios::steps_neither_take_nor_give_back_memory in Driver();
+    scenarios::much_that_is_given_up_makes_room_for_what_is_taken in Driver("FAKE_BYTES": "1073741824");
+    scenarios::pinned_memory_that_cannot_be_had_is_no_failure in Driver();
     scenarios::a_list_that_comes_again_is_a_graph in Driver();
+    scenarios::a_graph_that_there_is_no_memory_to_launch_is_given_up in Driver();
     scenarios::a_list_that_cuda_makes_no_graph_of_runs in Driver();
     scenarios::a_launch_that_the_kernel_does_not_take_is_refused in Driver();
     scenarios::what_fails_once_fails_for_good in Driver();

@@ -1,8 +1,11 @@
 //! What the driver backend does, and what it says where it cannot.
 
-use crate::fake::{refuse, take_log};
+use crate::fake::{memory_calls, refuse, take_log};
 use bytemuck::{Pod, Zeroable};
-use chorale_cuda::{Absence, Driver, Gpu, GpuError, Kernel, Kernels, Launches, Options, TensorMap, probe};
+use chorale_cuda::{
+    Absence, Cuda, Driver, Gpu, GpuError, Kernel, Kernels, Launches, Options, TensorMap, probe,
+};
+use chorale_device::Device as _;
 use std::sync::Arc;
 
 /// What every kernel of the fake driver takes.
@@ -206,6 +209,78 @@ pub(crate) fn memory_is_given_back_when_the_stream_is_past() {
     assert_eq!(take_log(), "closed with 0 memories\n");
 }
 
+/// CUDA waits for kernels of all GPUs of the process then, which may wait for this
+/// one's next.
+pub(crate) fn steps_neither_take_nor_give_back_memory() {
+    let gpu = open();
+    let address = upload(&gpu, &[0; 4]);
+    let list = additions(address, 8, ADD);
+    let given_up = gpu.alloc(1000).unwrap();
+    // SAFETY: it was allocated, and is not used.
+    unsafe { gpu.free(given_up, 1000) };
+    let before = memory_calls();
+    let mut waiting = Vec::new();
+    for step in 0..20_u32 {
+        // SAFETY: that much was allocated.
+        unsafe {
+            gpu.upload(&step.to_le_bytes(), address).unwrap();
+            run(&gpu, &list).unwrap();
+            waiting.push(gpu.begin_download(address, 4).unwrap());
+        }
+        let after = gpu.point().unwrap();
+        gpu.follow(after).unwrap();
+        if waiting.len() == 3 {
+            let answer = waiting.remove(0)().unwrap();
+            assert_eq!(u32::from_le_bytes(answer.try_into().unwrap()), step - 2 + 8);
+        }
+    }
+    assert_eq!((number(&gpu, address), memory_calls()), (27, before));
+    drop(waiting);
+    gpu.wait().unwrap();
+    assert_eq!(memory_calls(), before + 1, "what was given up goes when somebody waits");
+}
+
+pub(crate) fn much_that_is_given_up_makes_room_for_what_is_taken() {
+    let gpu = open();
+    let len = 90 << 20;
+    let give_up = |address| {
+        // SAFETY: it was allocated, and is not used.
+        unsafe { gpu.free(address, len) }
+    };
+    let addresses = [(); 3].map(|()| gpu.alloc(len).unwrap());
+    addresses.into_iter().for_each(give_up);
+    let before = memory_calls();
+    give_up(gpu.alloc(len).unwrap());
+    assert_eq!(memory_calls(), before + 4, "three were freed, and one taken");
+}
+
+pub(crate) fn pinned_memory_that_cannot_be_had_is_no_failure() {
+    let gpu = open();
+    let address = upload(&gpu, &[7; 100_000]);
+    refuse("cuMemHostAlloc", 2, 0);
+    // SAFETY: that much was allocated.
+    let refused = unsafe { gpu.download(address, &mut [0; 100_000]) }.unwrap_err();
+    assert_eq!(refused, GpuError::OutOfHostMemory { bytes: 128 << 10 });
+    assert!(!Cuda::new(Arc::clone(&gpu) as Arc<dyn Gpu>).is_lost());
+    assert_eq!(download(&gpu, address, 100_000), [7; 100_000]);
+}
+
+pub(crate) fn a_graph_that_there_is_no_memory_to_launch_is_given_up() {
+    // When it is made, and later.
+    for (turns_before, made, replayed) in [(1, 0, 0), (3, 1, 1)] {
+        let gpu = open();
+        let address = upload(&gpu, &[0; 4]);
+        let list = additions(address, 8, ADD);
+        (0..turns_before).for_each(|_| run(&gpu, &list).unwrap());
+        refuse("cuGraphLaunch", 2, 0);
+        (0..3).for_each(|_| run(&gpu, &list).unwrap());
+        assert_eq!(number(&gpu, address), 8 * (turns_before + 3));
+        let counters = gpu.counters();
+        let found = (counters.graphs_made, counters.graphs_replayed, counters.graphs_refused);
+        assert_eq!((found, counters.eager_launches), ((made, replayed, 1), 32));
+    }
+}
+
 pub(crate) fn a_list_that_comes_again_is_a_graph() {
     let gpu = open();
     let address = upload(&gpu, &[0; 4]);
@@ -303,6 +378,8 @@ pub(crate) fn what_fails_once_fails_for_good() {
     let address = upload(&gpu, &[0; 4]);
     // SAFETY: that much was allocated.
     let begun = unsafe { gpu.begin_download(address, 4) }.unwrap();
+    let device = Cuda::new(Arc::clone(&gpu) as Arc<dyn Gpu>);
+    assert!(!device.is_lost());
     refuse("cuLaunchKernelEx", 700, 2);
     let text = "cuLaunchKernelEx failed: CUDA_ERROR_ILLEGAL_ADDRESS (700): an illegal memory access was encountered, \
                 at kernel add or before";
@@ -315,6 +392,7 @@ pub(crate) fn what_fails_once_fails_for_good() {
     failed(gpu.free_bytes().map(|_| ()));
     failed(gpu.mark().map(|_| ()));
     failed(begun().map(|_| ()));
+    assert!(device.is_lost());
     // SAFETY: it was allocated.
     unsafe {
         failed(gpu.upload(&[0; 4], address));
@@ -324,6 +402,7 @@ pub(crate) fn what_fails_once_fails_for_good() {
         gpu.free(address, 4);
     }
     // Giving back what is lost is no reason to panic.
+    drop(device);
     drop(gpu);
 }
 
