@@ -65,6 +65,19 @@ struct AttentionArgs {
     u32 pad;
 };
 
+// Loads a struct of the descriptor's words, before pdl_wait() or after.
+template <class Struct>
+DEVICE Struct load_described(const u32* words) {
+    constexpr u32 COUNT = sizeof(Struct) / sizeof(u32);
+    union {
+        u32 loaded[COUNT];
+        Struct result;
+    };
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) loaded[i] = load_early(words + i);
+    return result;
+}
+
 DEVICE float negative_infinity() {
     return __uint_as_float(0xFF800000u);
 }
@@ -87,10 +100,10 @@ struct AttentionUnit {
     AttentionUnit() = default;
 
     DEVICE AttentionUnit(const AttentionArgs& args, u32 tiles, const u32* units, u32 index) {
-        const u32 unit = units[index / args.num_kv_heads];
+        const u32 unit = load_early(units + index / args.num_kv_heads);
         head = index % args.num_kv_heads;
         split = unit & 0xFF;
-        tile = reinterpret_cast<const AttentionTile*>(args.step + tiles)[unit >> 8];
+        tile = load_described<AttentionTile>(args.step + tiles + (unit >> 8) * (sizeof(AttentionTile) / sizeof(u32)));
         begin = tile.begin + split * tile.split_keys;
         end = min(tile.end, begin + tile.split_keys);
     }

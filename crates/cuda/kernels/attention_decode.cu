@@ -12,6 +12,7 @@ constexpr u32 ROWS = 16;
 // How a warp takes 16 keys and values of bf16: by way of ldmatrix.
 struct Bf16Keys {
     static constexpr u32 WARP_KEYS = 16;
+    static constexpr bool ARE_PAST_L1 = true;
     typedef PageReader<Bf16Rows, 32, WARP_KEYS> Reader;
     static constexpr u32 STAGES = 3;
     static constexpr u32 STAGE_BYTES = Reader::BYTES;
@@ -59,6 +60,8 @@ struct Bf16Keys {
 // and powers.
 struct Fp8Keys {
     static constexpr u32 WARP_KEYS = 32;
+    // Exponents of new keys lie in the same lines as old ones', and come by way of L1.
+    static constexpr bool ARE_PAST_L1 = false;
     static constexpr u32 TILES = WARP_KEYS / 8;
     typedef PageReader<Fp8Rows, 32, WARP_KEYS> Reader;
     static constexpr u32 STAGES = 3;
@@ -220,13 +223,26 @@ DEVICE void attend(const AttentionArgs& args, const AttentionUnit& unit, unsigne
     for (u32 stage = 0; stage < STAGES + 1; stage++) {
         reader.look_up(key + stage * BLOCK_KEYS, pages[stage]);
     }
-    // What came before it in the step may have written all that follows.
+    // Keys before the slice, all of which the tile has, are of earlier steps: they
+    // may come at once. All else a kernel before this one may just be writing.
+    const u32 older = min(unit.tile.position, unit.end);
+#pragma unroll
+    for (u32 stage = 0; stage < STAGES; stage++) {
+        const u32 from = key + stage * BLOCK_KEYS;
+        if (!Keys::ARE_PAST_L1 || from + WARP_KEYS > older) break;
+        Keys::copy(reader, from, pages[stage], ring + stage * Keys::STAGE_BYTES);
+        cp_async_commit();
+    }
+    // A split of 256 keys, which those of up to 8192 are, is one stage longer than the ring.
+    if (Keys::ARE_PAST_L1 && key + STAGES * BLOCK_KEYS + WARP_KEYS <= older) {
+        reader.prefetch(key + STAGES * BLOCK_KEYS, pages[STAGES]);
+    }
     pdl_wait();
 #pragma unroll
     for (u32 stage = 0; stage < STAGES; stage++) {
-        if (key + stage * BLOCK_KEYS < unit.end) {
-            Keys::copy(reader, key + stage * BLOCK_KEYS, pages[stage], ring + stage * Keys::STAGE_BYTES);
-        }
+        const u32 from = key + stage * BLOCK_KEYS;
+        if (Keys::ARE_PAST_L1 && from + WARP_KEYS <= older) continue;
+        if (from < unit.end) Keys::copy(reader, from, pages[stage], ring + stage * Keys::STAGE_BYTES);
         cp_async_commit();
     }
     u32 queries[HEAD_DIM / 16][4];
@@ -289,7 +305,7 @@ DEVICE void attend(const AttentionArgs& args, const AttentionUnit& unit, unsigne
 template <class Keys>
 DEVICE void decode(const AttentionArgs& args, unsigned char* rings) {
     pdl_trigger();
-    const AttentionWork work = *args.work;
+    const AttentionWork work = load_described<AttentionWork>(reinterpret_cast<const u32*>(args.work));
     const u32 num_units = work.num_decode_units * args.num_kv_heads;
     for (u32 turn = 0; turn * gridDim.x < num_units; turn++) {
         const u32 index = unit_of_turn(turn);

@@ -74,7 +74,7 @@ struct PageReader {
 #pragma unroll
         for (u32 i = 0; i < COUNT; i++) {
             const u32 place = key + base + i * STEP;
-            pages[i] = has(place) ? table[place >> block_shift] : 0;
+            pages[i] = has(place) ? load_early(table + (place >> block_shift)) : 0;
         }
     }
 
@@ -90,6 +90,18 @@ struct PageReader {
             unsigned char* target = shared + Rows::place(row + i * STEP, chunk);
             cp_async16(target, source, has(place));
             cp_async16(target + KEYS * ROW_BYTES, source + values, has(place));
+        }
+    }
+
+    // Asks for keys and values that are there to be in the L2 cache soon.
+    DEVICE void prefetch(u32 key, const u32 (&pages)[COUNT]) const {
+#pragma unroll
+        for (u32 i = 0; i < COUNT; i++) {
+            const u64 page = static_cast<u64>(pages[i]) * page_bytes;
+            const unsigned char* source = head_pages + page + slot(key + base + i * STEP) * ROW_BYTES;
+            // A row is a line of the cache, which its threads share.
+            if (chunk == 0) prefetch_l2(source);
+            if (chunk == 1) prefetch_l2(source + values);
         }
     }
 

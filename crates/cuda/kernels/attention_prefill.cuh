@@ -330,7 +330,7 @@ DEVICE void prefill_unit(const AttentionArgs& args, const AttentionUnit& unit, u
 template <class Tile, class Tiles>
 DEVICE void prefill(const AttentionArgs& args, unsigned char* shared) {
     pdl_trigger();
-    const AttentionWork work = *args.work;
+    const AttentionWork work = load_described<AttentionWork>(reinterpret_cast<const u32*>(args.work));
     const u32 num_units = work.num_prefill_units * args.num_kv_heads;
     for (u32 turn = 0; turn * gridDim.x < num_units; turn++) {
         const u32 index = unit_of_turn(turn);

@@ -46,6 +46,17 @@ DEVICE u32 split_begin(const ExpertsArgs& args, u32 split) {
     return min(split * args.split_chunks, args.weights.chunks);
 }
 
+// Asks for the tables that lead from a choice to its expert's weights: by the time
+// that a layer comes again, they are in far memory. No kernel of a step writes them
+// while another one reads them.
+DEVICE void prefetch_tables(const ExpertsArgs& args) {
+    const bool is_direct = args.local == nullptr;
+    const u32 bytes = args.num_known * (is_direct ? sizeof(u64) : sizeof(u32));
+    const unsigned char* table = is_direct ? reinterpret_cast<const unsigned char*>(args.experts)
+                                           : reinterpret_cast<const unsigned char*>(args.local);
+    for (u32 at = threadIdx.x * 128; at < bytes; at += blockDim.x * 128) prefetch_l2(table + at);
+}
+
 DEVICE u32 row_of_slot(const ExpertsArgs& args, u32 slot) {
     return args.choice_rows != nullptr ? args.choice_rows[slot] : slot / args.top_k;
 }
@@ -63,15 +74,15 @@ DEVICE bool find_small_tile(const ExpertsArgs& args, u32 index, u32* slots, Work
     const u32 lane = threadIdx.x % 32;
     u32 expert = NOT_LOCAL;
     if (lane < args.num_slots) {
-        expert = args.choices[lane];
+        expert = load_early(args.choices + lane);
         if (expert >= args.num_known) {
             expert = NOT_LOCAL;
         } else if (args.local != nullptr) {
-            expert = args.local[expert];
+            expert = load_early(args.local + expert);
         }
     }
     // Asked for before it is known whose is needed.
-    const u64 address = expert != NOT_LOCAL ? args.experts[expert] : 0;
+    const u64 address = expert != NOT_LOCAL ? load_early(args.experts + expert) : 0;
     const u32 same = __match_any_sync(all, expert);
     const u32 before = (1u << lane) - 1;
     const u32 rank = __popc(same & before);
@@ -91,9 +102,10 @@ DEVICE bool find_small_tile(const ExpertsArgs& args, u32 index, u32* slots, Work
 // synchronises before it reads `slots`.
 DEVICE bool find_tile(const ExpertsArgs& args, u32 index, u32* slots, Work& work) {
     if (args.tiles == nullptr) return find_small_tile(args, index, slots, work);
-    const Tile tile = args.tiles[index];
-    if (threadIdx.x < tile.count) slots[threadIdx.x] = args.sorted[tile.first + threadIdx.x];
-    work.expert = reinterpret_cast<const unsigned char*>(args.experts[tile.expert]);
+    const uint4 words = load_early(reinterpret_cast<const uint4*>(args.tiles + index));
+    const Tile tile = {words.x, words.y, words.z, words.w};
+    if (threadIdx.x < tile.count) slots[threadIdx.x] = load_early(args.sorted + tile.first + threadIdx.x);
+    work.expert = reinterpret_cast<const unsigned char*>(load_early(args.experts + tile.expert));
     work.count = tile.count;
     return tile.count > 0;
 }

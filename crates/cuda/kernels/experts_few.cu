@@ -104,7 +104,10 @@ DEVICE void few(const ExpertsArgs& args) {
     // Down may look for its tile, and ask for weights, before it waits: what says
     // which was written before up, and up lets down start only after it has
     // waited for that.
-    if (kUp) pdl_wait();
+    if (kUp) {
+        if (blockIdx.x == 0) prefetch_tables(args);
+        pdl_wait();
+    }
     Work work;
     if (!find_tile(args, blockIdx.y, slots, work)) {
         pdl_wait();

@@ -27,6 +27,12 @@ struct Shape {
     static constexpr u32 kStagedAt = kWeightsAt + kStages * (CODES + SCALES);
     // Pieces of 16 bytes that a producer copies of a stage's activations.
     static constexpr u32 kCopies = kTokens * 8 / PRODUCERS;
+    static constexpr u32 kFew = kTokens / 8 * 5;
+
+    // How many tokens of a tile are multiplied: five eighths, or all. Most tiles are
+    // about half full, and a product takes as long as it has tokens. With one number
+    // more the compiler would run out of registers. No token's sum depends on it.
+    static DEVICE u32 taken(u32 count) { return count <= kFew ? kFew : kTokens; }
 };
 
 // Where in the ring: stages are used in turn, and phases change each round.
@@ -59,6 +65,7 @@ struct Gatherer {
     const bf16* columns;             // of row 0
     u32 offsets[S::kCopies];         // of rows, in elements
     u32 num_rows;
+    u32 num_copies;                  // of rows that are multiplied, whether they exist or not
     u32 col;
     u32 cols;
     u32 at;                          // where this thread's first row goes
@@ -76,6 +83,7 @@ struct Gatherer {
         cols = weights.cols;
         columns = keep(args.input + col);
         num_rows = keep(tile.count > token ? (tile.count - token + 15) / 16 : 0);
+        num_copies = keep((S::taken(tile.count) + 15) / 16);
 #pragma unroll
         for (u32 i = 0; i < S::kCopies; i++) {
             offsets[i] = 0;
@@ -99,7 +107,9 @@ struct Gatherer {
     DEVICE void copy_next(unsigned char* activations, unsigned char* packed) {
 #pragma unroll
         for (u32 i = 0; i < S::kCopies; i++) {
-            cp_async16(activations + at + i * 16 * TILE_COLS * 2, columns + offsets[i], i < num_rows && col < cols);
+            if (i < num_copies) {
+                cp_async16(activations + at + i * 16 * TILE_COLS * 2, columns + offsets[i], i < num_rows && col < cols);
+            }
         }
         packed += threadIdx.x * 16;
 #pragma unroll
@@ -165,14 +175,15 @@ struct Consumer {
     u32 before;              // the stage whose wgmmas may still run
 
     // A warp's tile of one stage; the wgmmas of the stage before end meanwhile.
-    DEVICE void step(float (&sums)[S::kTokens / 2], u32 (&fragments)[4][4], bool begins, bool release) {
+    template <u32 kTaken>
+    DEVICE void step(float (&sums)[kTaken / 2], u32 (&fragments)[4][4], bool begins, bool release) {
         mbarrier_wait(&barriers.full[place.stage], place.parity);
         decode_tile(fragments, memory + S::kWeightsAt + place.stage * (CODES + SCALES), group * GROUP_TILES + warp, lane);
         const unsigned char* activations = memory + place.stage * S::kActivations;
         wgmma_fence();
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            wgmma<S::kTokens>(sums, fragments[i], desc128(activations + i * 32), !(begins && i == 0));
+            wgmma<kTaken>(sums, fragments[i], desc128(activations + i * 32), !(begins && i == 0));
         }
         wgmma_commit();
         wgmma_wait<1>();
@@ -181,18 +192,20 @@ struct Consumer {
         place.advance();
     }
 
-    DEVICE void finish(float (&sums)[S::kTokens / 2]) {
+    template <u32 kCount>
+    DEVICE void finish(float (&sums)[kCount]) {
         wgmma_wait<0>();
         pin(sums);
         if (lane == 0) mbarrier_arrive(&barriers.empty[before]);
     }
 
-    // The sums of one tile, split by split.
-    DEVICE void multiply(float (&total)[S::kTokens / 2]) {
-        float sums[S::kTokens / 2];
+    // The sums of one tile, which has at most kTaken tokens, split by split.
+    template <u32 kTaken>
+    DEVICE void multiply(float (&total)[kTaken / 2]) {
+        float sums[kTaken / 2];
         u32 fragments[2][4][4];
 #pragma unroll
-        for (u32 i = 0; i < S::kTokens / 2; i++) {
+        for (u32 i = 0; i < kTaken / 2; i++) {
             total[i] = 0.0f;
             sums[i] = 0.0f;
         }
@@ -200,19 +213,21 @@ struct Consumer {
             const u32 count = split_begin(args, split + 1) - split_begin(args, split);
             // A condition within the loop would make the compiler serialise the wgmmas.
             for (u32 chunk = 0; chunk + 1 < count; chunk += 2) {
-                step(sums, fragments[0], chunk == 0, chunk > 0);
-                step(sums, fragments[1], false, true);
+                step<kTaken>(sums, fragments[0], chunk == 0, chunk > 0);
+                step<kTaken>(sums, fragments[1], false, true);
             }
-            if (count % 2 != 0) step(sums, fragments[0], count == 1, count > 1);
+            if (count % 2 != 0) step<kTaken>(sums, fragments[0], count == 1, count > 1);
             finish(sums);
 #pragma unroll
-            for (u32 i = 0; i < S::kTokens / 2; i++) total[i] += sums[i];
+            for (u32 i = 0; i < kTaken / 2; i++) total[i] += sums[i];
         }
     }
 
+
     // Sums to outputs, through shared memory so that rows are written in pieces
     // of 16 bytes.
-    DEVICE void write(const float (&total)[S::kTokens / 2], const Tile& tile, u32 first_tile) {
+    template <u32 kCount>
+    DEVICE void write(const float (&total)[kCount], const Tile& tile, u32 first_tile) {
         constexpr u32 tile_features = kUp ? 8 : TILE_ROWS;
         constexpr u32 features = GROUP_TILES * tile_features;
         constexpr u32 row = features + 8;
@@ -226,7 +241,7 @@ struct Consumer {
             const RowEdge upper = edges[row_tile * TILE_ROWS + lane / 4];
             const RowEdge lower = edges[row_tile * TILE_ROWS + lane / 4 + 8];
 #pragma unroll
-            for (u32 i = 0; i < S::kTokens / 8; i++) {
+            for (u32 i = 0; i < kCount / 4; i++) {
 #pragma unroll
                 for (u32 j = 0; j < 2; j++) {
                     const float a = total[i * 4 + j] * upper.multiplier + upper.bias;
@@ -251,6 +266,21 @@ struct Consumer {
             const u32 slot = args.sorted[tile.first + token];
             bf16* to = args.output + (size_t)slot * args.output_stride + first_feature + feature;
             *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(staged + token * row + feature);
+        }
+    }
+
+    template <u32 kTaken>
+    DEVICE void run_some(const Tile& tile, u32 first_tile) {
+        float total[kTaken / 2];
+        multiply<kTaken>(total);
+        write(total, tile, first_tile);
+    }
+
+    DEVICE void run(const Tile& tile, u32 first_tile) {
+        if (S::taken(tile.count) == S::kFew) {
+            run_some<S::kFew>(tile, first_tile);
+        } else {
+            run_some<S::kTokens>(tile, first_tile);
         }
     }
 };
@@ -282,15 +312,15 @@ DEVICE void hopper(const ExpertsArgs& args) {
     Consumer<kUp, S> self = {args, memory, barriers, consumer / 128, consumer / 32 % 4, consumer % 32, {}, 0};
     for (u32 index = blockIdx.x; index < work; index += gridDim.x) {
         const Tile tile = args.tiles[index / row_groups];
-        float total[S::kTokens / 2];
-        self.multiply(total);
-        self.write(total, tile, index % row_groups * BLOCK_TILES);
+        self.run(tile, index % row_groups * BLOCK_TILES);
     }
 }
 
 // Rust's side is HOPPER.
-using Tokens64 = Shape<64, 8, 5>;
-using Tokens128 = Shape<128, 6, 3>;
+// A multiprocessor has one block, and memory wants 16 KB of weights under way on
+// each: stages that fly are 4.3 KB of them, and three more are between the two sides.
+using Tokens64 = Shape<64, 12, 9>;
+using Tokens128 = Shape<128, 9, 6>;
 
 #endif
 

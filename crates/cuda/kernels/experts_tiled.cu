@@ -70,6 +70,7 @@ struct Loader {
     u32 codes_at;                   // where this thread's pieces go in a stage
     u32 activations_at;
     bool has_scales;
+    bool has_pieces;
 
     DEVICE Loader(const ExpertsArgs& args, const Work& work, const u32* slots, u32 first_tile) {
         const PackedMatrix& weights = args.weights;
@@ -77,7 +78,8 @@ struct Loader {
         const u32 row_tile = min(first_tile + thread / 32, weights.row_tiles - 1);
         codes = keep(work.expert + weights.codes + (size_t)row_tile * weights.chunks * TILE_CODES + thread % 32 * 16);
         codes_at = keep(S::kActivations + thread * 16);
-        has_scales = thread < BLOCK_TILES * 2;
+        has_scales = keep(thread < BLOCK_TILES * 2) != 0;
+        has_pieces = S::kPieces % THREADS == 0 || keep(thread < S::kPieces) != 0;
         const u32 scale_tile = min(first_tile + thread / 2, weights.row_tiles - 1);
         scales = keep(work.expert + weights.scales + (size_t)scale_tile * weights.chunks * TILE_SCALES + thread % 2 * 16);
         // A thread has one piece of every 32nd token.
@@ -97,18 +99,25 @@ struct Loader {
         }
     }
 
-    DEVICE void copy_next(unsigned char* stage) {
-        cp_async16(stage + codes_at, codes, true);
-        if (has_scales) cp_async16(stage + codes_at + CODES, scales, true);
+    // Copies the chunk that is `ahead` of where this stands.
+    DEVICE void copy(unsigned char* stage, u32 ahead) const {
+        cp_async16(stage + codes_at, codes + ahead * TILE_CODES, true);
+        if (has_scales) cp_async16(stage + codes_at + CODES, scales + ahead * TILE_SCALES, true);
+        const bool in_row = col + ahead * TILE_COLS < cols;
 #pragma unroll
         for (u32 i = 0; i < S::kCopies; i++) {
-            if (S::kPieces % THREADS != 0 && threadIdx.x >= S::kPieces) break;
-            cp_async16(stage + activations_at + i * (THREADS / 8) * TOKEN_BYTES, rows[i], i < num_rows && col < cols);
-            rows[i] += TILE_COLS;
+            if (!has_pieces) break;
+            cp_async16(stage + activations_at + i * (THREADS / 8) * TOKEN_BYTES, rows[i] + ahead * TILE_COLS,
+                       i < num_rows && in_row);
         }
-        codes += TILE_CODES;
-        scales += TILE_SCALES;
-        col += TILE_COLS;
+    }
+
+    DEVICE void advance(u32 chunks) {
+        codes += chunks * TILE_CODES;
+        scales += chunks * TILE_SCALES;
+        col += chunks * TILE_COLS;
+#pragma unroll
+        for (u32 i = 0; i < S::kCopies; i++) rows[i] += chunks * TILE_COLS;
     }
 };
 
@@ -225,37 +234,37 @@ DEVICE void tiled(const ExpertsArgs& args) {
     const u32 chunks = args.weights.chunks;
 #pragma unroll
     for (u32 stage = 0; stage < S::kStages - 1; stage++) {
-        if (stage < chunks) loader.copy_next(memory + stage * S::kStageBytes);
+        if (stage < chunks) loader.copy(memory + stage * S::kStageBytes, stage);
         cp_async_commit();
     }
+    loader.advance(S::kStages - 1);
 
     const Reader<S> reader(warp, lane);
     Sums<S> total, sums;
     total.clear();
     sums.clear();
-    u32 next_fold = args.split_chunks, stages_left = S::kStages;
-    unsigned char* stage = memory;
-    unsigned char* before = memory + (S::kStages - 1) * S::kStageBytes;
-    for (u32 chunk = 0; chunk < chunks; chunk++) {
-        cp_async_wait<S::kStages - 2>();
-        // The stage is there for all, and all are done with the one before.
-        __syncthreads();
-        if (chunk + S::kStages - 1 < chunks) loader.copy_next(before);
-        cp_async_commit();
-        // Once; a loop is sure to become a branch.
+    u32 next_fold = args.split_chunks;
+    for (u32 base = 0; base < chunks; base += S::kStages) {
+#pragma unroll
+        for (u32 step = 0; step < S::kStages; step++) {
+            const u32 chunk = base + step;
+            if (chunk >= chunks) break;
+            cp_async_wait<S::kStages - 2>();
+            // The stage is there for all, and all are done with the one before.
+            __syncthreads();
+            if (chunk + S::kStages - 1 < chunks) {
+                loader.copy(memory + (step + S::kStages - 1) % S::kStages * S::kStageBytes, step);
+            }
+            cp_async_commit();
+            // Once; a loop is sure to become a branch.
 #pragma unroll 1
-        while (chunk == next_fold) {
-            total.fold(sums);
-            next_fold += args.split_chunks;
+            while (chunk == next_fold) {
+                total.fold(sums);
+                next_fold += args.split_chunks;
+            }
+            multiply_stage<S>(sums, reader, memory + step * S::kStageBytes);
         }
-        multiply_stage<S>(sums, reader, stage);
-        before = stage;
-        stage += S::kStageBytes;
-        stages_left -= 1;
-        if (stages_left == 0) {
-            stage -= S::kStages * S::kStageBytes;
-            stages_left = S::kStages;
-        }
+        loader.advance(S::kStages);
     }
     total.fold(sums);
     cp_async_wait<0>();

@@ -47,18 +47,16 @@ DEVICE float bf16_to_float(bf16 value) {
     return __uint_as_float((u32)value.bits << 16);
 }
 
-// The nearest bf16, ties to even.
-DEVICE bf16 float_to_bf16(float value) {
-    bf16 result;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
-    return result;
-}
-
-// Two bf16 in a word, `low` in the lower half.
+// The nearest bf16, ties to even: two in a word, `low` in the lower half.
 DEVICE u32 pack_bf16(float low, float high) {
     u32 packed;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
     return packed;
+}
+
+// One; the instruction for one alone is the slower on Hopper.
+DEVICE bf16 float_to_bf16(float value) {
+    return {(u16)pack_bf16(value, 0.0f)};
 }
 
 // The two halves of a word as f32: x is the lower.
@@ -103,7 +101,8 @@ DEVICE u32 pack_e4m3(float low, float high) {
 #endif
 }
 
-// Picks four of the eight bytes of `high:low`; a nibble of `selector` for each.
+// Picks four of the eight bytes of `high:low`; the lower three bits of a nibble of
+// `selector` for each.
 DEVICE u32 byte_perm(u32 low, u32 high, u32 selector) {
     return __byte_perm(low, high, selector);
 }
@@ -195,9 +194,37 @@ DEVICE uint4 load_streaming16(const void* global) {
     return value;
 }
 
+// Loads what the kernel before this one does not write, but an earlier one did, or
+// a copy: allowed before pdl_wait(). It goes past the L1 cache, which may hold what
+// was there before; that it does not is promised only from pdl_wait() on.
+DEVICE u32 load_early(const u32* global) {
+    u32 value;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(global));
+    return value;
+}
+
+DEVICE u64 load_early(const u64* global) {
+    u64 value;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(global));
+    return value;
+}
+
+DEVICE uint4 load_early(const uint4* global) {
+    uint4 value;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(global));
+    return value;
+}
+
 // Asks for the line of 128 bytes at `global` to be in the L2 cache soon.
 DEVICE void prefetch_l2(const void* global) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
+// The same, and to be there longer than what is read meanwhile.
+DEVICE void prefetch_l2_to_stay(const void* global) {
+    asm volatile("prefetch.global.L2::evict_last [%0];" ::"l"(global));
 }
 
 // --- Matrices ----------------------------------------------------------------
@@ -277,6 +304,16 @@ DEVICE void pdl_trigger() {
 // A barrier, numbered 1 to 15, of the `threads` threads that call it.
 DEVICE void named_barrier(u32 number, u32 threads) {
     asm volatile("barrier.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+// Adds 1 to a counter that blocks share, and gives what it was. Whoever gets a later
+// number sees what had been written before the earlier ones were given out, by this
+// thread and by those that it had met at a barrier. That takes one fence where
+// __threadfence() before and after would be two, of a slower kind.
+DEVICE u32 count_in_order(u32* global) {
+    u32 before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(global) : "memory");
+    return before;
 }
 
 // --- Other GPUs ----------------------------------------------------------------

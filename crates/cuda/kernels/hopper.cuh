@@ -7,8 +7,8 @@
 #include "gpu.cuh"
 
 // A bf16 matrix as the copy engine knows it: Gpu::tensor_map() makes it. It is a
-// field of a kernel's arguments, which are then aligned to 64 bytes.
-struct alignas(64) TensorMap {
+// field of a kernel's arguments, which are then aligned to 128 bytes.
+struct alignas(128) TensorMap {
     u64 words[16];
 };
 
@@ -98,8 +98,9 @@ DEVICE void bulk_load(void* shared, const void* global, u32 bytes, u64* barrier)
         : "memory");
 }
 
-// Lets copies and wgmma see what this thread has written to shared memory; a
-// barrier follows where other threads start them.
+// Lets copies and wgmma see what this thread has written to shared memory, and
+// bulk copies overwrite what it has read; a barrier follows where other threads
+// start them.
 DEVICE void fence_proxy_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -131,7 +132,8 @@ DEVICE void wgmma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-// Waits until at most the last PENDING groups are unfinished.
+// Waits until at most the last PENDING groups of this warp are unfinished: those of
+// the warpgroup's other warps may be.
 template <int PENDING>
 DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
@@ -168,12 +170,18 @@ struct Wgmma;
 #define NAMES_16 \
     NAMES_8 \
     ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define NAMES_32 \
+#define NAMES_20 \
     NAMES_16 \
-    ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define NAMES_64 \
+    ", %16, %17, %18, %19"
+#define NAMES_32 \
+    NAMES_20 \
+    ", %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define NAMES_40 \
     NAMES_32 \
-    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
+    ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define NAMES_64 \
+    NAMES_40 \
+    ", %40, %41, %42, %43, %44, %45, %46, %47" \
     ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define NAMES_128 \
     NAMES_64 \
@@ -184,7 +192,9 @@ struct Wgmma;
 #define FLOATS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define FLOATS_8(i) FLOATS_4(i), FLOATS_4(i + 4)
 #define FLOATS_16(i) FLOATS_8(i), FLOATS_8(i + 8)
+#define FLOATS_20(i) FLOATS_16(i), FLOATS_4(i + 16)
 #define FLOATS_32(i) FLOATS_16(i), FLOATS_16(i + 16)
+#define FLOATS_40(i) FLOATS_32(i), FLOATS_8(i + 32)
 #define FLOATS_64(i) FLOATS_32(i), FLOATS_32(i + 32)
 #define FLOATS_128(i) FLOATS_64(i), FLOATS_64(i + 64)
 
@@ -213,7 +223,9 @@ struct Wgmma;
 WGMMA(8, NAMES_4, FLOATS_4(0), "%4", "%5", "%6", "%7", "%8", "%9", "%10")
 WGMMA(16, NAMES_8, FLOATS_8(0), "%8", "%9", "%10", "%11", "%12", "%13", "%14")
 WGMMA(32, NAMES_16, FLOATS_16(0), "%16", "%17", "%18", "%19", "%20", "%21", "%22")
+WGMMA(40, NAMES_20, FLOATS_20(0), "%20", "%21", "%22", "%23", "%24", "%25", "%26")
 WGMMA(64, NAMES_32, FLOATS_32(0), "%32", "%33", "%34", "%35", "%36", "%37", "%38")
+WGMMA(80, NAMES_40, FLOATS_40(0), "%40", "%41", "%42", "%43", "%44", "%45", "%46")
 WGMMA(128, NAMES_64, FLOATS_64(0), "%64", "%65", "%66", "%67", "%68", "%69", "%70")
 WGMMA(256, NAMES_128, FLOATS_128(0), "%128", "%129", "%130", "%131", "%132", "%133", "%134")
 #undef WGMMA

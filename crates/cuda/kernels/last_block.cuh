@@ -8,14 +8,10 @@
 // The counter is 0 before the first call and after the last.
 DEVICE bool is_last_block(u32* counter, u32 count) {
     SHARED(is_last, bool);
-    // The first fence is for what every thread wrote before the barrier, the
-    // second for what every thread reads after it.
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence();
-        is_last = atomicAdd(counter, 1u) + 1 == count;
+        is_last = count_in_order(counter) + 1 == count;
         if (is_last) *counter = 0;
-        __threadfence();
     }
     __syncthreads();
     return is_last;

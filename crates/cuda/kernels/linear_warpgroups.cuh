@@ -127,8 +127,12 @@ struct Warpgroups {
         release(taken - 1);
     }
 
+    // Each warp for itself: it knows of its own reads and products alone. Copies
+    // come by another way than the loads of weights that they overwrite.
     DEVICE void release(u32 stage) const {
-        if (threadIdx.x % 128 == 0) mbarrier_arrive(&empty[stage % STAGES]);
+        fence_proxy_async();
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) mbarrier_arrive(&empty[stage % STAGES]);
     }
 
     // Lays a warpgroup's results out as rows of the input see them, some rows at
@@ -203,7 +207,7 @@ struct Warpgroups {
         if (threadIdx.x == 0) {
             for (u32 slot = 0; slot < STAGES; slot++) {
                 mbarrier_init(&self.full[slot], 1);
-                mbarrier_init(&self.empty[slot], MULTIPLIERS);
+                mbarrier_init(&self.empty[slot], MULTIPLIERS * 4);
             }
             fence_mbarrier_init();
         }

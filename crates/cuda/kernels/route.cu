@@ -33,6 +33,10 @@ DEVICE u32 rank_of(float logit) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+DEVICE float logit_of(u32 rank) {
+    return __uint_as_float(rank & 0x80000000u ? rank ^ 0x80000000u : ~rank);
+}
+
 // A warp's work.
 DEVICE void choose(const RouteArgs& args, u32 row) {
     const u32 lane = threadIdx.x % 32;
@@ -45,7 +49,7 @@ DEVICE void choose(const RouteArgs& args, u32 row) {
     }
 
     // Lane j keeps the j-th choice.
-    u32 chosen = 0;
+    u32 chosen = 0, chosen_rank = 0;
     for (u32 choice = 0; choice < args.top_k; choice++) {
         u32 best = GONE, held = 0;
 #pragma unroll
@@ -57,7 +61,7 @@ DEVICE void choose(const RouteArgs& args, u32 row) {
         }
         const u32 greatest = __reduce_max_sync(ALL, best);
         const u32 expert = __reduce_min_sync(ALL, best == greatest ? held * 32 + lane : ALL);
-        if (lane == choice) chosen = expert;
+        if (lane == choice) chosen = expert, chosen_rank = greatest;
 #pragma unroll
         for (u32 i = 0; i < HELD; i++) {
             if (i * 32 + lane == expert) ranks[i] = GONE;
@@ -65,7 +69,7 @@ DEVICE void choose(const RouteArgs& args, u32 row) {
     }
 
     const bool is_chosen = lane < args.top_k;
-    const float logit = is_chosen ? logits[chosen] : 0.0f;
+    const float logit = is_chosen ? logit_of(chosen_rank) : 0.0f;
     const float largest = __shfl_sync(ALL, logit, 0);
     const float exponential = expf(logit - largest);
     float sum = 0;
@@ -86,6 +90,13 @@ KERNEL(route_top, RouteArgs, 128) {
 
 KERNEL(route_few, RouteProductArgs, 256, 2) {
     DYN_SHARED(shared);
+    // So few blocks have a long way through their weights: what the ring has no
+    // room for is on its way to the L2 cache while the kernel before ends.
+    if (blockIdx.y == 0) {
+        const u32 tile_bytes = steps_of(args.product.cols) * LOAD_BYTES;
+        const unsigned char* tile = reinterpret_cast<const unsigned char*>(args.product.weights) + blockIdx.x * tile_bytes;
+        for (u32 at = threadIdx.x * 128; at < tile_bytes; at += 256 * 128) prefetch_l2(tile + at);
+    }
     const Plain<float> logits = {const_cast<float*>(args.route.logits), args.product.outputs, args.route.stride};
     Skinny8x1::run(args.product, logits, shared);
     if (is_last_block(args.counters + blockIdx.y, gridDim.x)) {

@@ -49,6 +49,8 @@ struct EmbedArgs {
 };
 
 KERNEL(embed, EmbedArgs, 256) {
+    // First, for it is the step's: what later kernels read before they wait, such as
+    // keys and values, the steps before have then written.
     pdl_wait();
     pdl_trigger();
     const u32 index = blockIdx.x * THREADS + threadIdx.x;
@@ -77,6 +79,9 @@ struct NormArgs {
     u32 added_stride;
     u32 top_k;
     float eps;
+    u32 num_rows;
+    u32 ahead_lines;
+    const unsigned char* ahead;  // lines of memory to ask for
 };
 
 // What is added to hidden before it is normed.
@@ -203,8 +208,9 @@ DEVICE void norm_row(const NormArgs& args) {
         const u32 column = (threadIdx.x + i * THREADS) * WIDTH;
         gain[i] = column < args.cols ? load_streaming16(args.gain + column) : make_uint4(0, 0, 0, 0);
     }
-    pdl_wait();
+    // The next kernel's weights may be on their way, too: it waits for this one.
     pdl_trigger();
+    pdl_wait();
     float values[KEPT][WIDTH];
     float sum = residual<ADDED, KEPT>(values, args, row, threadIdx.x);
     const u32 rest = threadIdx.x + KEPT * THREADS;
@@ -233,8 +239,23 @@ KERNEL(rms_norm, NormArgs, 256) {
     norm_row<NOTHING>(args);
 }
 
+// What comes after the experts is under way to the L2 cache while they are chosen,
+// but not before the kernel before has all its own.
+DEVICE void ask_ahead(const NormArgs& args) {
+    pdl_trigger();
+    pdl_wait();
+    const u32 blocks = gridDim.x - args.num_rows;
+    for (u32 line = (blockIdx.x - args.num_rows) * THREADS + threadIdx.x; line < args.ahead_lines; line += blocks * THREADS) {
+        prefetch_l2_to_stay(args.ahead + static_cast<size_t>(line) * 128);
+    }
+}
+
 KERNEL(add_rms_norm, NormArgs, 256) {
-    norm_row<DELTA>(args);
+    if (blockIdx.x >= args.num_rows) {
+        ask_ahead(args);
+    } else {
+        norm_row<DELTA>(args);
+    }
 }
 
 // Three blocks to an SM: enough loads under way, and no spills.

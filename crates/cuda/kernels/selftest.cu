@@ -224,3 +224,14 @@ KERNEL(selftest_chain, SelftestArgs, 64) {
         args.out[i] = args.in[i] * 3 + 1;
     }
 }
+
+// Adds to what the kernel two before wrote, which the one before has waited for.
+KERNEL(selftest_early, SelftestArgs, 64) {
+    const u32 i = blockIdx.x * 64 + threadIdx.x;
+    const u32 value = i < args.count ? load_early(args.in + i) : 0;
+    pdl_wait();
+    pdl_trigger();
+    if (i < args.count) {
+        args.out[i] = value + 1;
+    }
+}

@@ -1,5 +1,6 @@
 //! The device: each operation's matrices checked, and its kernels queued.
 
+use crate::ahead::Ahead;
 use crate::attention::{self, Attention, Sinks};
 use crate::batch::Batch;
 use crate::experts::{self, ExpertFill, ExpertRoom, ExpertTraffic, Experts, Residency};
@@ -31,6 +32,7 @@ pub struct Cuda {
     /// None if all experts are on the GPU.
     residency: Option<Residency>,
     sample: sample::Scratch,
+    ahead: Ahead,
     /// bf16 rows whose logits are wanted.
     gathered: Option<Memory>,
     // Last, so that it outlives what was made on it.
@@ -51,6 +53,7 @@ impl Cuda {
             experts: experts::Scratch::default(),
             residency: None,
             sample: sample::Scratch::default(),
+            ahead: Ahead::default(),
             gathered: None,
             stream: Stream::new(gpu, options),
         }
@@ -183,6 +186,10 @@ impl Device for Cuda {
         self.residency.as_ref().is_some_and(Residency::fills)
     }
 
+    fn is_lost(&self) -> bool {
+        self.stream.gpu().bind().is_err()
+    }
+
     fn enter<R: Send>(&mut self, run: impl FnOnce(&mut Self) -> R + Send) -> R {
         // What fails here fails again, with an error, at the next operation.
         let _ = self.stream.gpu().bind();
@@ -225,6 +232,7 @@ impl Device for Cuda {
         queries.expect("qkv: queries", Half, queries.cols());
         assert_eq!(normed.rows(), batch.step.num_rows, "qkv: rows of the step");
         queries.set_rows(normed.rows());
+        self.ahead.multiplied(weights);
         Qkv { weights, step: &batch.step, cache, layer }.run(&mut self.stream, normed, queries)
     }
 
@@ -265,7 +273,8 @@ impl Device for Cuda {
         normed.expect("add_rms_norm: normed", Half, hidden.cols());
         assert_eq!(delta.rows(), hidden.rows(), "add_rms_norm: rows");
         normed.set_rows(hidden.rows());
-        norm.apply_after(&mut self.stream, delta, hidden, normed);
+        let ahead = self.ahead.lines(norm.address(), self.stream.options().ahead_bytes);
+        norm.apply_after(&mut self.stream, (delta, ahead), hidden, normed);
         Ok(())
     }
 
@@ -324,6 +333,7 @@ impl Device for Cuda {
         logits.expect("lm_head: logits", Full, weights.rows());
         let rows = batch.step.num_logit_rows;
         logits.set_rows(rows);
+        self.ahead.multiplied(weights);
         let picked = (&Input { rows, ..Input::all(normed) }, batch.step.logit_rows);
         let output = Output { address: logits.address(), stride: logits.stride(), precision: Full };
         weights.multiply_picked(&mut self.stream, &mut self.gathered, picked, &output)

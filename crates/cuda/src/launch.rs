@@ -57,6 +57,15 @@ impl Launches {
         self.calls.iter().map(|call| (call, &args[call.args.clone()]))
     }
 
+    /// Each launch as a list of its own, for whoever looks for the one that fails.
+    pub fn apart(&self) -> impl Iterator<Item = Self> {
+        self.calls.iter().map(|call| {
+            let lines = call.args.start / size_of::<Line>()..call.args.end.div_ceil(size_of::<Line>());
+            let args = self.args[lines].to_vec();
+            Self { calls: vec![Call { args: 0..call.args.len(), ..call.clone() }], args }
+        })
+    }
+
     /// True if nothing is launched.
     pub fn is_empty(&self) -> bool {
         self.calls.is_empty()

@@ -8,6 +8,7 @@
 //! Invariant: an operation asserts all that its kernels assume before it queues
 //! them, so that no argument of a caller makes a kernel leave its memory.
 
+mod ahead;
 mod attention;
 mod batch;
 mod cuda;

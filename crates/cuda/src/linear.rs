@@ -9,6 +9,7 @@ use crate::stream::Stream;
 use bytemuck::{Pod, Zeroable};
 use chorale_device::{DenseDtype, DensePart, DenseSource, Precision};
 use std::ops::Range;
+use std::sync::{Arc, Weak};
 
 /// Rows are packed by whole heads: see `tile_rows` of kernels/fragments.cuh.
 const GROUP_ROWS: usize = 64;
@@ -21,7 +22,7 @@ pub struct Linear {
     cols: usize,
     dtype: DenseDtype,
     /// All tiles as kernels/fragments.cuh says.
-    weights: Memory,
+    weights: Arc<Memory>,
     /// f32, padded to whole tiles; zeros where the source has none. Of integers
     /// as many scales follow.
     bias: Memory,
@@ -97,6 +98,7 @@ const GATHER: Kernel = Kernel { name: "gather_rows", threads: 128 };
 struct LinearHopperArgs {
     input: [u64; 16],
     linear: LinearArgs,
+    pad: [u64; 8],
 }
 
 impl Linear {
@@ -120,7 +122,7 @@ impl Linear {
             rows,
             cols,
             dtype,
-            weights: stream.alloc(product::packed_bytes(rows, cols, dtype))?,
+            weights: Arc::new(stream.alloc(product::packed_bytes(rows, cols, dtype))?),
             bias: stream.alloc(edge_bytes)?,
         };
         stream.upload(bytemuck::cast_slice(&bias), &packed.bias, 0)?;
@@ -164,6 +166,11 @@ impl Linear {
 
     pub(crate) fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// Where its weights are, as long as they are.
+    pub(crate) fn memory(&self) -> Weak<Memory> {
+        Arc::downgrade(&self.weights)
     }
 
     /// What its weights are kept in.
@@ -236,7 +243,7 @@ impl Linear {
         let args = LinearArgs { product, out: output.address, stride: output.stride as u32, pad: 0 };
         if let Some(box_rows) = cut.box_rows {
             let input = stream.gpu().tensor_map(&product.input_map(box_rows))?;
-            let args = LinearHopperArgs { input, linear: args };
+            let args = LinearHopperArgs { input, linear: args, pad: [0; 8] };
             stream.launch(cut.kernel, cut.grid, cut.shared_bytes, &args);
         } else {
             stream.launch(cut.kernel, cut.grid, cut.shared_bytes, &args);

@@ -100,7 +100,9 @@ pub(crate) fn cut(
             (false, false) => family.tiled_128.cut(product, results),
         };
     }
-    if let Some(kernel) = family.skinny.iter().filter(fits).find(|kernel| rows <= kernel.tokens) {
+    let is_head = facts.is_hopper() && family.is_for_hopper_at(product, sms);
+    let few = family.skinny.iter().filter(fits).find(|kernel| rows <= kernel.tokens && !is_head);
+    if let Some(kernel) = few {
         // Two tiles at a time halve what is read of the input, which matters the
         // less the fewer rows it has: then rather work for all processors.
         let is_narrow = kernel.tokens == family.narrow.tokens && tiles / 2 < sms;
@@ -118,6 +120,15 @@ pub(crate) fn cut(
 }
 
 impl Family {
+    /// True of products of some dozens of rows with so many outputs that Hopper's
+    /// kernels, which share each row among 128 of them, keep all processors busy. Those
+    /// for few rows, which share it among 32, would read more of the input than of the
+    /// weights then, and the cache delivers less than twice what the memory does.
+    fn is_for_hopper_at(&self, product: &Product, sms: u32) -> bool {
+        let [_, wide, _] = &self.wide;
+        self.narrow.reads_more_input(product.rows) && wide.pieces(product) >= 4 * sms
+    }
+
     /// The fastest of the kernels for many rows on Hopper.
     fn wide(&self, product: &Product, results: Results, sms: u32) -> Cut {
         let time = |kernel: &Wide| kernel.pieces(product).div_ceil(sms) * kernel.time;
@@ -235,6 +246,11 @@ mod tests {
     fn hopper_has_kernels_of_its_own_for_many_rows() {
         let hopper = |outputs, rows| names(outputs, rows, (9, 0));
         assert_eq!(hopper(5120, 64), ("64x2", 160, 1));
+        assert_eq!(hopper(201_088, 16), ("16x2", 262, 1));
+        assert_eq!(hopper(201_088, 33), ("wide128", 132, 1));
+        // Weights in eight bits are fewer bytes than what 32 rows add.
+        let kinds = names_of(201_088, 32, (9, 0), CudaOptions::default()).map(|(kind, ..)| kind);
+        assert_eq!(kinds, ["32x2", "wide128"]);
         assert_eq!(hopper(5120, 100), ("narrow128", 80, 1));
         assert_eq!(hopper(5120, 200), ("wide128", 80, 1));
         assert_eq!(hopper(5120, 4096), ("wide256", 132, 1));

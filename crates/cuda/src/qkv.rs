@@ -46,7 +46,7 @@ struct QkvArgs {
 struct QkvHopperArgs {
     input: [u64; 16],
     qkv: QkvArgs,
-    pad: [u64; 7],
+    pad: [u64; 15],
 }
 
 impl Qkv<'_> {
@@ -89,7 +89,7 @@ impl Qkv<'_> {
         };
         if let Some(box_rows) = cut.box_rows {
             let input = stream.gpu().tensor_map(&product.input_map(box_rows))?;
-            let args = QkvHopperArgs { input, qkv: args, pad: [0; 7] };
+            let args = QkvHopperArgs { input, qkv: args, pad: [0; 15] };
             stream.launch(cut.kernel, cut.grid, cut.shared_bytes, &args);
         } else {
             stream.launch(cut.kernel, cut.grid, cut.shared_bytes, &args);

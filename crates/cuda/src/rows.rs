@@ -1,6 +1,7 @@
 //! What is done row by row: looking tokens up, norms, sums into the residual.
 //! The kernels are in kernels/rows.cu.
 
+use crate::ahead::Lines;
 use crate::batch::Step;
 use crate::gpu::GpuError;
 use crate::launch::Kernel;
@@ -20,6 +21,9 @@ const PIECE_BYTES: usize = 16 << 20;
 const EMBED: Kernel = Kernel { name: "embed", threads: 256 };
 const RMS_NORM: Kernel = Kernel { name: "rms_norm", threads: 256 };
 const ADD_RMS_NORM: Kernel = Kernel { name: "add_rms_norm", threads: 256 };
+/// Blocks that ask for lines of memory, and rows of a step that does.
+const AHEAD_BLOCKS: usize = 64;
+const AHEAD_ROWS_MAX: usize = 64;
 const COMBINE_RMS_NORM: Kernel = Kernel { name: "combine_rms_norm", threads: 256 };
 
 /// bf16 rows to look up, as they lie in the checkpoint.
@@ -64,6 +68,9 @@ struct NormArgs {
     added_stride: u32,
     top_k: u32,
     eps: f32,
+    num_rows: u32,
+    ahead_lines: u32,
+    ahead: u64,
 }
 
 impl Embedding {
@@ -134,11 +141,12 @@ impl Norm {
         self.launch(stream, RMS_NORM, self.args(hidden, normed), hidden.rows());
     }
 
-    /// `hidden += delta; normed = rms_norm(hidden)`.
+    /// `hidden += delta; normed = rms_norm(hidden)`. Of a small step, more blocks ask
+    /// for lines of memory meanwhile.
     pub(crate) fn apply_after(
         &self,
         stream: &mut Stream,
-        delta: &Matrix,
+        (delta, ahead): (&Matrix, Lines),
         hidden: &mut Matrix,
         normed: &mut Matrix,
     ) {
@@ -147,7 +155,12 @@ impl Norm {
             added_stride: delta.stride() as u32,
             ..self.args(hidden, normed)
         };
-        self.launch(stream, ADD_RMS_NORM, added, hidden.rows());
+        let num_rows = hidden.rows();
+        if ahead.count == 0 || !(1..=AHEAD_ROWS_MAX).contains(&num_rows) {
+            return self.launch(stream, ADD_RMS_NORM, added, num_rows);
+        }
+        let added = NormArgs { ahead: ahead.address, ahead_lines: ahead.count, ..added };
+        self.launch(stream, ADD_RMS_NORM, added, num_rows + AHEAD_BLOCKS);
     }
 
     /// `hidden += the weighted outputs of the choices; normed = rms_norm(hidden)`.
@@ -178,13 +191,19 @@ impl Norm {
             hidden_stride: hidden.stride() as u32,
             normed_stride: normed.stride() as u32,
             eps: self.eps,
+            num_rows: hidden.rows() as u32,
             ..NormArgs::zeroed()
         }
     }
 
-    fn launch(&self, stream: &mut Stream, kernel: Kernel, args: NormArgs, num_rows: usize) {
-        if num_rows > 0 {
-            stream.launch(kernel, [num_rows as u32, 1, 1], 0, &args);
+    /// Where its gain is.
+    pub(crate) fn address(&self) -> u64 {
+        self.memory.address()
+    }
+
+    fn launch(&self, stream: &mut Stream, kernel: Kernel, args: NormArgs, num_blocks: usize) {
+        if num_blocks > 0 {
+            stream.launch(kernel, [num_blocks as u32, 1, 1], 0, &args);
         }
     }
 }

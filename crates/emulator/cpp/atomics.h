@@ -24,6 +24,8 @@ inline Type atomicAdd(Type* pointer, typename std::common_type<Type>::type value
     return emulated::change(pointer, [value](Type before) { return before + value; });
 }
 
+inline u32 count_in_order(u32* counter) { return atomicAdd(counter, 1u); }
+
 template <class Type>
 inline Type atomicSub(Type* pointer, typename std::common_type<Type>::type value) {
     return emulated::change(pointer, [value](Type before) { return before - value; });

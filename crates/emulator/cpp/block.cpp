@@ -222,6 +222,12 @@ void wait_for_earlier_kernels() {
     }
 }
 
+void let_next_begin() {
+    if (!current->pdl_waited) {
+        running->triggers_early = true;
+    }
+}
+
 // --- Copies to shared memory -------------------------------------------------
 
 static void finish_copy(const AsyncCopy& copy) {
@@ -235,7 +241,7 @@ static void finish_copy(const AsyncCopy& copy) {
 void begin_copy(void* shared, const void* global, u32 bytes, bool valid) {
     check_shared("cp_async", shared, bytes, bytes);
     watch(shared, bytes, Access::WRITE);
-    if (valid && (uintptr_t)global % bytes) {
+    if ((uintptr_t)global % bytes) {
         fail("cp_async: %p in global memory is no multiple of %u", global, bytes);
     }
     const AsyncCopy copy{shared, valid ? global : nullptr, bytes};
@@ -283,8 +289,10 @@ void* static_shared(const void* key, size_t bytes, size_t alignment) {
     }
     const size_t offset = (block.static_bytes + alignment - 1) / alignment * alignment;
     const size_t end = offset + bytes;
-    if (end > STATIC_SHARED_MAX || end + block.grid->shared_bytes > block.grid->shared_bytes_max) {
-        fail("%zu bytes of static and %u of dynamic shared memory are too much", end, block.grid->shared_bytes);
+    // The dynamic part begins behind it at a multiple of 1024.
+    const size_t taken = block.grid->shared_bytes > 0 ? (end + 1023) / 1024 * 1024 : end;
+    if (end > STATIC_SHARED_MAX || taken + block.grid->shared_bytes > block.grid->shared_bytes_max) {
+        fail("%zu bytes of static and %u of dynamic shared memory are too much", taken, block.grid->shared_bytes);
     }
     block.static_shared.push_back({key, (u32)offset});
     block.static_bytes = (u32)end;
@@ -411,6 +419,7 @@ void Block::begin(const Grid& of, Index at, u64 seed, bool closed) {
     std::memset(named, 0, sizeof(named));
     std::memset(&at_gate, 0, sizeof(at_gate));
     gate_closed = closed;
+    triggers_early = false;
     watch_begin(*this);
     static_shared.clear();
     std::memset(statics.begin(), 0xFF, static_bytes);

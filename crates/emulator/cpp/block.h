@@ -92,6 +92,7 @@ u32 random_word();
 void sync_threads(u32 line);
 void sync_named(u32 number, u32 threads);
 void wait_for_earlier_kernels();
+void let_next_begin();
 unsigned char* dynamic_shared();
 // Memory of the block's that is the same for every thread that gives this key.
 void* static_shared(const void* key, size_t bytes, size_t alignment);

@@ -34,7 +34,7 @@ bool is_over(u64* barrier, u32 parity);
 void wait_mbarrier(u64* barrier, u32 parity);
 void begin_box_copy(void* shared, const TensorMap* map, u64* barrier, int column, int row);
 void begin_plain_copy(void* shared, const void* global, u32 bytes, u64* barrier);
-void set_registers(u32 registers);
+void set_registers(u32 registers, bool is_more);
 void fence_wgmma();
 // `a` is null where the left matrix is described.
 void begin_wgmma(u32 columns, float* d, const u32* a, u64 a_description, u64 b_description, bool accumulate,
@@ -49,7 +49,8 @@ inline void check_registers() {
 
 template <int N>
 inline void check_columns() {
-    static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 128 || N == 256, "no wgmma of this N");
+    static_assert(N == 8 || N == 16 || N == 32 || N == 40 || N == 64 || N == 80 || N == 128 || N == 256,
+                  "hopper.cuh has no wgmma of this N");
 }
 
 }  // namespace emulated
@@ -72,13 +73,13 @@ inline void fence_proxy_async() { emulated::watch_proxy_fence(); }
 template <int N>
 inline void setmaxnreg_dec() {
     emulated::check_registers<N>();
-    emulated::set_registers(N);
+    emulated::set_registers(N, false);
 }
 
 template <int N>
 inline void setmaxnreg_inc() {
     emulated::check_registers<N>();
-    emulated::set_registers(N);
+    emulated::set_registers(N, true);
 }
 
 inline void wgmma_fence() { emulated::fence_wgmma(); }

@@ -4,11 +4,13 @@
 #include "launch.h"
 
 #include <csignal>
+#include <dlfcn.h>
 
 namespace emulated {
 
 static struct sigaction before_segv;
 static struct sigaction before_bus;
+static struct sigaction before_ill;
 
 static void describe(const void* address) {
     char nearby[160];
@@ -24,12 +26,25 @@ static void describe(const void* address) {
     fail("touches %p, %s", address, nearby);
 }
 
+// The compiler ends what it found to be at no multiple of its size so.
+[[noreturn]] static void describe_unaligned(const void* code) {
+    Dl_info info;
+    if (dladdr(code, &info) && info.dli_fname) {
+        fail("a variable or vector is at an address that is no multiple of its size [addr2line -ife %s 0x%tx]",
+             info.dli_fname, (const u8*)code - (const u8*)info.dli_fbase);
+    }
+    fail("a variable or vector is at an address that is no multiple of its size, at %p", code);
+}
+
 static void on_fault(int signal, siginfo_t* info, void*) {
     if (running && current) {
+        if (signal == SIGILL) {
+            describe_unaligned(info->si_addr);
+        }
         describe(info->si_addr);
     }
     // Not a kernel's: the instruction runs again, under the handler from before.
-    sigaction(signal, signal == SIGSEGV ? &before_segv : &before_bus, nullptr);
+    sigaction(signal, signal == SIGSEGV ? &before_segv : signal == SIGBUS ? &before_bus : &before_ill, nullptr);
 }
 
 // A fiber's stack may be what is full, so the handler has one of its own.
@@ -51,7 +66,8 @@ void catch_faults() {
         action.sa_sigaction = on_fault;
         action.sa_flags = SA_SIGINFO | SA_ONSTACK;
         sigemptyset(&action.sa_mask);
-        return sigaction(SIGSEGV, &action, &before_segv) == 0 && sigaction(SIGBUS, &action, &before_bus) == 0;
+        return sigaction(SIGSEGV, &action, &before_segv) == 0 && sigaction(SIGBUS, &action, &before_bus) == 0 &&
+               sigaction(SIGILL, &action, &before_ill) == 0;
     }();
     (void)installed;
     give_handler_a_stack();

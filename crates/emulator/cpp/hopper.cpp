@@ -18,10 +18,6 @@ BlockHopper& hopper() {
         state.barriers.clear();
         state.hidden.clear();
         state.for_warpgroup = Waiting{};
-        std::memset(state.finished, 0, sizeof(state.finished));
-        for (std::vector<Seen>& committed : state.committed) {
-            committed.clear();
-        }
         state.threads.resize(running->fibers.size());
         for (ThreadHopper& thread : state.threads) {
             thread.fenced = false;
@@ -197,8 +193,8 @@ static void begin_bulk_copy(BulkCopy copy) {
 
 void begin_box_copy(void* shared, const TensorMap* map, u64* word, int column, int row) {
     const EmulatedMap& box = *reinterpret_cast<const EmulatedMap*>(map);
-    if (box.mark != EMULATED_MAP_MARK || (uintptr_t)map % 64) {
-        fail("tma_load: no TensorMap at %p, or not aligned to 64", static_cast<const void*>(map));
+    if (box.mark != EMULATED_MAP_MARK || (uintptr_t)map % alignof(TensorMap)) {
+        fail("tma_load: no TensorMap at %p, or not aligned to 128", static_cast<const void*>(map));
     }
     const u32 bytes = box.box_rows * 128;
     check_shared("tma_load", shared, bytes, 1024);
@@ -217,8 +213,18 @@ void begin_plain_copy(void* shared, const void* global, u32 bytes, u64* word) {
 
 // --- Registers ---------------------------------------------------------------
 
-void set_registers(u32 registers) {
-    thread_hopper().registers = registers;
+// What each thread of the block has when it begins.
+static u32 registers_at_launch() {
+    return std::min(REGISTERS_OF_SM / (u32)hopper().threads.size(), 255u) / 8 * 8;
+}
+
+void set_registers(u32 registers, bool is_more) {
+    ThreadHopper& thread = thread_hopper();
+    const u32 before = thread.registers ? thread.registers : registers_at_launch();
+    if (is_more ? registers < before : registers > before) {
+        fail("setmaxnreg_%s<%u>: the thread has %u registers", is_more ? "inc" : "dec", registers, before);
+    }
+    thread.registers = registers;
     int nothing = 0;
     together("setmaxnreg", 0xFFFFFFFFu, &nothing, [](int**) {});
 }
@@ -244,7 +250,7 @@ void check_hopper_block() {
         fail("the block ended, and %zu bulk copies are unfinished", state.copies.size());
     }
     const u32 threads = (u32)state.threads.size();
-    const u32 at_launch = std::min(REGISTERS_OF_SM / threads, 255u) / 8 * 8;
+    const u32 at_launch = registers_at_launch();
     u32 registers = 0;
     for (u32 i = 0; i < threads; i++) {
         const ThreadHopper& thread = state.threads[i];

@@ -45,7 +45,6 @@ struct Accumulators {
 struct PendingWgmma {
     // How many groups the thread had ended before.
     u64 group;
-    bool finished;
     u32 columns;
     float* d;
     // The left matrix: in registers, or else described.
@@ -84,10 +83,6 @@ struct BlockHopper {
     std::vector<ThreadHopper> threads;
     // Warps that wait for the others of their warpgroup.
     Waiting for_warpgroup;
-    // What each warpgroup's threads had seen when they ended a group, by its
-    // number, and when they finished one: products of its warps end together.
-    std::vector<Seen> committed[MAX_THREADS / WARPGROUP];
-    Seen finished[MAX_THREADS / WARPGROUP];
 };
 
 // Of the running block, made when it first needs one; and of the current thread.

@@ -99,13 +99,10 @@ inline u32 byte_perm(u32 low, u32 high, u32 selector) {
     const u64 bytes = ((u64)high << 32) | low;
     u32 result = 0;
     for (int i = 0; i < 4; i++) {
-        const u32 pick = (selector >> (4 * i)) & 15;
-        u32 byte = (u32)(bytes >> ((pick & 7) * 8)) & 255;
-        // The nibble's top bit asks for the byte's sign, eight times.
-        if (pick & 8) {
-            byte = byte & 128 ? 255 : 0;
-        }
-        result |= byte << (8 * i);
+        // To the instruction the nibble's top bit asks for the byte's sign, eight
+        // times; CUDA's function clears it.
+        const u32 pick = (selector >> (4 * i)) & 7;
+        result |= ((u32)(bytes >> (pick * 8)) & 255) << (8 * i);
     }
     return result;
 }

@@ -29,10 +29,19 @@ inline uint4 load_streaming16(const void* global) {
     return *static_cast<const uint4*>(global);
 }
 
+template <class Type>
+inline Type load_early(const Type* global) {
+    if ((uintptr_t)global % sizeof(Type)) {
+        emulated::fail("load_early: %p is no multiple of %zu", (const void*)global, sizeof(Type));
+    }
+    return *global;
+}
+
 inline void prefetch_l2(const void*) {}
+inline void prefetch_l2_to_stay(const void*) {}
 
 inline void pdl_wait() { emulated::wait_for_earlier_kernels(); }
-inline void pdl_trigger() {}
+inline void pdl_trigger() { emulated::let_next_begin(); }
 
 inline void named_barrier(u32 number, u32 threads) { emulated::sync_named(number, threads); }
 

@@ -180,3 +180,29 @@ KERNEL(planted_alignment, PlantedArgs, 32) {
     ldmatrix_x4(fragment, row + (args.mended ? 0 : 8));
     args.out[threadIdx.x] = fragment[0];
 }
+
+// Loads a vector from an address that is no multiple of its size.
+KERNEL(planted_vector, PlantedArgs, 32) {
+    pdl_wait();
+    const uint2* pairs = reinterpret_cast<const uint2*>(args.in + (args.mended ? 0 : 1));
+    args.out[threadIdx.x] = pairs[threadIdx.x].x;
+}
+
+// Names an address that is no multiple of 16 for a copy of nothing.
+KERNEL(planted_copied_zeros, PlantedArgs, 32) {
+    SHARED(values, uint4[32]);
+    pdl_wait();
+    cp_async16(&values[threadIdx.x], args.in + (args.mended ? 4 : 2), false);
+    cp_async_commit();
+    cp_async_wait<0>();
+    args.out[threadIdx.x] = values[threadIdx.x].x;
+}
+
+// Lets the next kernel begin, which then reads too early what the one before this
+// one writes.
+KERNEL(planted_early_trigger, PlantedArgs, 64) {
+    if (!args.mended) pdl_trigger();
+    pdl_wait();
+    pdl_trigger();
+    args.out[threadIdx.x] = args.in[threadIdx.x];
+}

@@ -18,6 +18,9 @@ struct Mark {
     u32 epoch;
     // How often the warp's lanes had met.
     u32 meetings;
+    // What its thread's count of fences was, plus 1; 0 for what is not the thread's
+    // own way to memory.
+    u32 fences;
     u16 thread;
 };
 
@@ -28,8 +31,6 @@ struct Readers {
 // What is known of a byte. An epoch of 0 means that there was no such access.
 struct Cell {
     u32 generation;
-    // What its writer's count of fences was, plus 1; 0 for a bulk copy.
-    u32 fences;
     Mark write;
     bool is_atomic;
     u8 read_warp;
@@ -158,9 +159,20 @@ static __thread const void* accessing_code;
          who, before, place);
 }
 
-static void add_reader(Watch& watch, Cell& cell) {
+// What the current thread does now. The second is true for a thread's own way.
+static Mark mark_of_current(const Watch& watch, bool is_own) {
+    const u32 warp = warp_of_current(), thread = current->index.x;
+    return {watch.seen[warp].epochs[warp], watch.meetings[warp], is_own ? watch.fences[thread] + 1 : 0, (u16)thread};
+}
+
+// True if the mark's thread has let copies and wgmma follow it since.
+static bool is_fenced(const Watch& watch, const Mark& mark) {
+    return mark.fences == 0 || mark.thread == MANY || mark.fences != watch.fences[mark.thread] + 1;
+}
+
+static void add_reader(Watch& watch, Cell& cell, bool is_own) {
     const u32 warp = warp_of_current();
-    Mark mark{watch.seen[warp].epochs[warp], watch.meetings[warp], (u16)current->index.x};
+    Mark mark = mark_of_current(watch, is_own);
     Mark* known = nullptr;
     if (cell.readers) {
         known = &watch.readers[cell.readers - 1].by_warp[warp];
@@ -179,16 +191,29 @@ static void add_reader(Watch& watch, Cell& cell) {
     *known = mark;
 }
 
-static void check_readers(Watch& watch, const Cell& cell, const u8* byte) {
+static void check_fence(const Watch& watch, const Mark& mark, const char* now, const u8* byte, const char* before) {
+    if (mark.epoch && !is_fenced(watch, mark)) {
+        fail("%s byte %td of dynamic shared memory, which thread %u %s without fence_proxy_async()", now,
+             byte - running->dynamic_begin, mark.thread, before);
+    }
+}
+
+static void check_reader(const Watch& watch, const Mark& mark, u32 warp, const u8* byte, Access access) {
+    if (mark.epoch && !is_ordered(watch, mark, warp)) {
+        fail_race("writes", byte, "read", mark.thread);
+    }
+    if (access == Access::BULK_WRITE) {
+        check_fence(watch, mark, "a bulk copy writes", byte, "read");
+    }
+}
+
+static void check_readers(const Watch& watch, const Cell& cell, const u8* byte, Access access) {
     if (cell.readers) {
         for (u32 warp = 0; warp < MAX_WARPS; warp++) {
-            const Mark& mark = watch.readers[cell.readers - 1].by_warp[warp];
-            if (mark.epoch && !is_ordered(watch, mark, warp)) {
-                fail_race("writes", byte, "read", mark.thread);
-            }
+            check_reader(watch, watch.readers[cell.readers - 1].by_warp[warp], warp, byte, access);
         }
-    } else if (cell.read.epoch && !is_ordered(watch, cell.read, cell.read_warp)) {
-        fail_race("writes", byte, "read", cell.read.thread);
+    } else {
+        check_reader(watch, cell.read, cell.read_warp, byte, access);
     }
 }
 
@@ -202,18 +227,16 @@ static void watch_byte(Watch& watch, Cell& cell, const u8* byte, Access access) 
     if (cell.write.epoch && !both_atomic && !is_ordered(watch, cell.write, cell.write.thread / LANES)) {
         fail_race(reads ? "reads" : "writes", byte, "written", cell.write.thread);
     }
-    if (access == Access::WGMMA_READ && cell.write.epoch && cell.fences == watch.fences[cell.write.thread] + 1) {
-        fail("wgmma reads byte %td of dynamic shared memory, which thread %u wrote without fence_proxy_async()",
-             byte - running->dynamic_begin, cell.write.thread);
+    const bool is_own = access != Access::BULK_WRITE && access != Access::WGMMA_READ;
+    if (!is_own) {
+        check_fence(watch, cell.write, reads ? "wgmma reads" : "a bulk copy writes", byte, "wrote");
     }
     if (reads) {
-        add_reader(watch, cell);
+        add_reader(watch, cell, is_own);
         return;
     }
-    check_readers(watch, cell, byte);
-    const u32 warp = warp_of_current();
-    cell.write = {watch.seen[warp].epochs[warp], watch.meetings[warp], (u16)current->index.x};
-    cell.fences = access == Access::BULK_WRITE ? 0 : watch.fences[current->index.x] + 1;
+    check_readers(watch, cell, byte, access);
+    cell.write = mark_of_current(watch, is_own);
     cell.is_atomic = access == Access::ATOMIC;
     cell.read = Mark{};
     cell.readers = 0;

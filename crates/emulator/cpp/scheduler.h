@@ -72,6 +72,9 @@ struct Block {
     // Closed while an earlier kernel has still to run.
     bool gate_closed = false;
     Waiting at_gate;
+    // Lets the next kernel begin while it waits itself, so perhaps before the
+    // kernel before it has begun to write.
+    bool triggers_early = false;
 
     Guarded dynamic{DYNAMIC_SHARED_MAX};
     Guarded statics{STATIC_SHARED_MAX};

@@ -1,5 +1,5 @@
-// Products of a warpgroup: they happen when one of its warps waits for them, and
-// read registers and shared memory as these are then. Until its own wait, a
+// Products of a warpgroup: each warp's part happens when that warp waits for it, and
+// reads registers and shared memory as these are then. Until its own wait, a
 // thread finds NaN in its accumulators.
 #include "hopper_state.h"
 
@@ -40,17 +40,12 @@ void begin_wgmma(u32 columns, float* d, const u32* a, u64 a_description, u64 b_d
     }
     take_accumulators(thread, d, columns / 2).users++;
     thread.pending.push_back(
-        {thread.groups, false, columns, d, a, a_description, b_description, accumulate, transposed});
+        {thread.groups, columns, d, a, a_description, b_description, accumulate, transposed});
     thread.wgmmas++;
 }
 
 void commit_wgmmas() {
     ThreadHopper& thread = thread_hopper();
-    if (FINDS_RACES) {
-        std::vector<Seen>& committed = hopper().committed[current->index.x / WARPGROUP];
-        committed.resize(std::max(committed.size(), (size_t)thread.groups + 1));
-        watch_release(committed[thread.groups]);
-    }
     thread.groups++;
     thread.fenced = false;
     wake(hopper().for_warpgroup);
@@ -64,8 +59,29 @@ struct Description {
         : start((u32)(bits & 0x3FFF) << 4),
           chunk_bytes((u32)(bits >> 16 & 0x3FFF) << 4),
           group_bytes((u32)(bits >> 32 & 0x3FFF) << 4) {
-        if (bits >> 62 != 1) {
+        // All but the three fields; among them where the swizzle begins, which is
+        // at a multiple of 1024.
+        if ((bits & ~0x00003FFF3FFF3FFFull) != 1ull << 62) {
             fail("wgmma: a description is not one of desc128()");
+        }
+        if (group_bytes != 1024) {
+            fail("wgmma: rows do not follow each other every 128 bytes");
+        }
+    }
+
+    // Of rows along which k runs: 16 of the 64 columns of such rows.
+    void check_rows() const {
+        if (start % 32 || start % 1024 >= 128) {
+            fail("wgmma: rows begin at byte %u, which is not 0, 32, 64 or 96 behind a multiple of 1024", start);
+        }
+    }
+
+    void check_columns(u32 columns) const {
+        if (start % 1024) {
+            fail("wgmma: the transposed rows begin at byte %u, no multiple of 1024", start);
+        }
+        if (columns > 64 && (chunk_bytes == 0 || chunk_bytes % 1024)) {
+            fail("wgmma: 64 columns and the next 64 are %u bytes apart, no multiple of 1024", chunk_bytes);
         }
     }
 };
@@ -86,6 +102,7 @@ static void read_eight(u32 offset, float (&elements)[8]) {
 
 // Rows of 16 elements, k along each.
 static void read_rows(const Description& from, u32 first_row, u32 rows, float* to, u32 row_step, u32 k_step) {
+    from.check_rows();
     for (u32 r = 0; r < rows; r++) {
         const u32 row = first_row + r;
         for (u32 half = 0; half < 2; half++) {
@@ -100,6 +117,7 @@ static void read_rows(const Description& from, u32 first_row, u32 rows, float* t
 
 // As many rows as there are k, each of all columns.
 static void read_columns(const Description& from, u32 columns, float* to) {
+    from.check_columns(columns);
     for (u32 k = 0; k < 16; k++) {
         for (u32 column = 0; column < columns; column += 8) {
             float elements[8];
@@ -160,7 +178,6 @@ static void finish_wgmma(ThreadHopper* lanes, u32 warp_of_group, size_t which) {
     for (u32 lane = 0; lane < LANES; lane++) {
         PendingWgmma& mine = lanes[lane].pending[which];
         check_alike(mine, first);
-        mine.finished = true;
         const u32 group = lane / 4, pair = lane % 4 * 2;
         if (mine.a) {
             put_pair(&left[group][pair], mine.a[0]);
@@ -197,7 +214,8 @@ static void finish_wgmma(ThreadHopper* lanes, u32 warp_of_group, size_t which) {
     }
 }
 
-// True if every thread of the warpgroup has ended so many groups.
+// True if every thread of the warpgroup has ended so many groups: they multiply
+// together or not at all.
 static bool all_committed(const ThreadHopper* warpgroup, u64 groups) {
     for (u32 i = 0; i < WARPGROUP; i++) {
         if (warpgroup[i].groups < groups) {
@@ -207,17 +225,13 @@ static bool all_committed(const ThreadHopper* warpgroup, u64 groups) {
     return true;
 }
 
-// What the four warps have begun ends together: when one of them has waited for
-// it, shared memory that all have read is free.
-static void finish_groups(ThreadHopper* warpgroup, u64 groups) {
-    for (u32 warp = 0; warp < WARPGROUP / LANES; warp++) {
-        ThreadHopper* lanes = warpgroup + warp * LANES;
-        const size_t count = lanes[0].pending.size();
-        for (size_t which = 0; which < count; which++) {
-            const PendingWgmma& pending = lanes[0].pending[which];
-            if (pending.group < groups && !pending.finished) {
-                finish_wgmma(lanes, warp, which);
-            }
+// The warp's own part: of the others' nothing is promised, so they may read shared
+// memory as late as they wait.
+static void finish_groups(ThreadHopper* warpgroup, u32 warp, u64 groups) {
+    ThreadHopper* lanes = warpgroup + warp * LANES;
+    for (size_t which = 0; which < lanes[0].pending.size(); which++) {
+        if (lanes[0].pending[which].group < groups) {
+            finish_wgmma(lanes, warp, which);
         }
     }
 }
@@ -242,13 +256,7 @@ void wait_wgmmas(u32 groups_left) {
         while (!all_committed(warpgroup, groups)) {
             wait_in(hopper().for_warpgroup, "the wgmmas of other warps");
         }
-        finish_groups(warpgroup, groups);
-        if (FINDS_RACES) {
-            Seen& finished = hopper().finished[current->index.x / WARPGROUP];
-            watch_join(finished, hopper().committed[current->index.x / WARPGROUP][groups - 1]);
-            watch_release(finished);
-            watch_acquire(finished);
-        }
+        finish_groups(warpgroup, current->index.x / LANES % (WARPGROUP / LANES), groups);
         for (u32 lane = 0; lane < LANES; lane++) {
             std::vector<PendingWgmma>& pending = lanes[lane]->pending;
             size_t released = 0;

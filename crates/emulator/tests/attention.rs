@@ -478,7 +478,7 @@ fn rounds_give_what_one_launch_gives() {
     for (seed, batch_invariant) in [(50, false), (51, false), (50, true), (51, true)] {
         let shape = Shape::new(8, 1, &[700, 600, 1300]);
         let contexts = [1 << 19, 20].map(|partial_rows_max| {
-            let options = CudaOptions { batch_invariant, partial_rows_max };
+            let options = CudaOptions { batch_invariant, partial_rows_max, ..CudaOptions::default() };
             let mut world = World::new(&shape, cuda_with(2, seed, options));
             [700, 600, 1300].into_iter().enumerate().for_each(|(sequence, end)| world.fill(sequence, end));
             world.check(&slices);

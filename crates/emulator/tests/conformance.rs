@@ -4,16 +4,15 @@
 //! run on a GPU, so that fails, too.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
-#![expect(unsafe_code, reason = "hands on what it is given")]
 
-use chorale_cuda::{Arriving, Cuda, Facts, Gpu, GpuError, Launches, Point, TensorMap, Transfer};
+use chorale_cuda::{Cuda, Gpu};
 use chorale_emulator::{Emulator, Options};
-use chorale_kbench::Demands;
 use chorale_kbench::checks::families;
 use chorale_kbench::primitives::PRIMITIVES;
+use chorale_kbench::{Demands, Ledger, Watched};
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What is drawn at random follows from the first; the second is how many
@@ -28,95 +27,6 @@ const DEMANDS: Demands = Demands { is_steady: true, num_cases: 8, is_full_size: 
 /// (tests/one_shot.rs, and the tests of NCCL's link), and what counts experts where
 /// some lie with the host (tests/offload.rs).
 const OF_OTHERS: [&str; 3] = ["exchange.cu", "one_shot.cu", "count_experts.cu"];
-
-/// An emulator that remembers what was launched.
-struct Remembering {
-    gpu: Arc<Emulator>,
-    launched: Arc<Mutex<BTreeSet<&'static str>>>,
-}
-
-impl Gpu for Remembering {
-    fn facts(&self) -> &Facts {
-        self.gpu.facts()
-    }
-
-    fn free_bytes(&self) -> Result<usize, GpuError> {
-        self.gpu.free_bytes()
-    }
-
-    fn alloc(&self, len: usize) -> Result<u64, GpuError> {
-        self.gpu.alloc(len)
-    }
-
-    unsafe fn free(&self, address: u64, len: usize) {
-        // SAFETY: the caller's.
-        unsafe { self.gpu.free(address, len) }
-    }
-
-    unsafe fn upload(&self, bytes: &[u8], to: u64) -> Result<(), GpuError> {
-        // SAFETY: the caller's.
-        unsafe { self.gpu.upload(bytes, to) }
-    }
-
-    unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), GpuError> {
-        // SAFETY: the caller's.
-        unsafe { self.gpu.download(from, bytes) }
-    }
-
-    unsafe fn begin_download(&self, from: u64, len: usize) -> Result<Arriving, GpuError> {
-        // SAFETY: the caller's.
-        unsafe { self.gpu.begin_download(from, len) }
-    }
-
-    unsafe fn copy(&self, from: u64, to: u64, len: usize) -> Result<(), GpuError> {
-        // SAFETY: the caller's.
-        unsafe { self.gpu.copy(from, to, len) }
-    }
-
-    fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16], GpuError> {
-        self.gpu.tensor_map(map)
-    }
-
-    unsafe fn run(&self, launches: &Launches) -> Result<(), GpuError> {
-        self.launched.lock().unwrap().extend(launches.iter().map(|(call, _)| call.kernel.name));
-        // SAFETY: the caller's.
-        unsafe { self.gpu.run(launches) }
-    }
-
-    fn wait(&self) -> Result<(), GpuError> {
-        self.gpu.wait()
-    }
-
-    fn bind(&self) -> Result<(), GpuError> {
-        self.gpu.bind()
-    }
-
-    fn alloc_host(&self, len: usize) -> Result<u64, GpuError> {
-        self.gpu.alloc_host(len)
-    }
-
-    unsafe fn free_host(&self, address: u64, len: usize) {
-        // SAFETY: the caller's.
-        unsafe { self.gpu.free_host(address, len) }
-    }
-
-    fn point(&self) -> Result<Point, GpuError> {
-        self.gpu.point()
-    }
-
-    unsafe fn copy_aside(&self, after: Point, copies: &[Transfer]) -> Result<Point, GpuError> {
-        // SAFETY: the caller's.
-        unsafe { self.gpu.copy_aside(after, copies) }
-    }
-
-    fn follow(&self, point: Point) -> Result<(), GpuError> {
-        self.gpu.follow(point)
-    }
-
-    fn is_past(&self, point: Point) -> Result<bool, GpuError> {
-        self.gpu.is_past(point)
-    }
-}
 
 /// The names of kernels, as the files declare them: plainly, or through a macro
 /// of the same shape.
@@ -151,17 +61,16 @@ const SEEDS: std::ops::Range<u64> = 1..12;
 
 /// Runs all checks, and says which failed and which kernels were not launched.
 fn passes(capability: (u32, u32), is_counted: impl Fn(&str) -> bool) {
-    let launched = Arc::default();
+    let ledger = Ledger::of_all();
     let mut failures = Vec::new();
     for (seed, num_sms) in MACHINES {
         for family in families() {
             for check in family.checks {
                 let options = Options { seed, capability, num_sms, ..Options::default() };
-                let gpu =
-                    Remembering { gpu: Emulator::new(options).unwrap(), launched: Arc::clone(&launched) };
+                let gpu = Watched::new(Emulator::new(options).unwrap(), &ledger, false);
                 let demands = Demands { seed: 1000 * seed, ..DEMANDS };
                 let started = Instant::now();
-                let found = check.run(&mut Cuda::new(Arc::new(gpu)), &demands);
+                let found = check.run(&mut Cuda::new(gpu), &demands);
                 let verdict = if found.is_ok() { "ok" } else { "FAILED" };
                 eprintln!(
                     "{:7.2} s  {}: {} {verdict}",
@@ -174,7 +83,7 @@ fn passes(capability: (u32, u32), is_counted: impl Fn(&str) -> bool) {
             }
         }
     }
-    let launched = launched.lock().unwrap();
+    let launched = ledger.launched();
     for name in declared(is_counted) {
         if !launched.contains(name.as_str()) {
             failures.push(format!("no check launches {name}"));

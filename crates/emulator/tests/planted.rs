@@ -105,6 +105,26 @@ fn early_read(seed: u64, bug: u32) {
     expect_words(&rig.get(output, 64), &[22; 64]);
 }
 
+/// The last kernel reads before it waits what the first wrote: right if the one
+/// between them has waited before it let the last begin.
+fn early_trigger(seed: u64, bug: u32) {
+    let rig = Rig::new(seed);
+    let (input, between, other, output) = (rig.put(&[7_u32; 64]), rig.room(64), rig.room(64), rig.room(64));
+    let mut launches = Launches::default();
+    let args = |input, output, flag| Words { input, output, count: 64, flag };
+    launches.push(Kernel { name: "selftest_chain", threads: 64 }, [1, 1, 1], 0, &args(input, between, 0));
+    let second = args(input, other, u32::from(bug == 0));
+    launches.push(Kernel { name: "planted_early_trigger", threads: 64 }, [1, 1, 1], 0, &second);
+    launches.push(
+        Kernel { name: "planted_early_read", threads: 64 },
+        [1, 1, 1],
+        0,
+        &args(between, output, 0),
+    );
+    rig.run(&launches).unwrap();
+    expect_words(&rig.get(output, 64), &[22; 64]);
+}
+
 /// The second block reads far past 128 words.
 fn bounds(seed: u64, bug: u32) {
     let rig = Rig::new(seed);
@@ -137,9 +157,36 @@ fn wgmma(seed: u64, bug: u32) {
 fn ring(seed: u64, bug: u32) {
     // The right ring has a test of its own, with as many seeds.
     if bug > 0 || seed == 1 {
-        let (results, expected) = rig::ring::ring(seed, bug);
+        let (results, expected) =
+            chorale_kbench::primitives::ring_with_bug(&(Rig::hopper(seed).gpu as _), bug).unwrap();
         assert!(distance(&results, &expected) < 1e-3, "{DIFFERS}");
     }
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct RegistersArgs {
+    output: u64,
+    bug: u32,
+    pad: u32,
+}
+
+fn registers(seed: u64, bug: u32) {
+    let rig = Rig::hopper(seed);
+    let output = rig.room(384);
+    rig.launch("planted_registers", 384, [1, 1, 1], 0, &RegistersArgs { output, bug, pad: 0 });
+    expect_words(&rig.get(output, 384), &(0..384).collect::<Vec<u32>>());
+}
+
+#[cfg(feature = "races")]
+fn bulk(seed: u64, bug: u32) {
+    let rig = Rig::hopper(seed);
+    let input: Vec<u32> = (0..256).map(|i| i * 7).collect();
+    let output = rig.room(128);
+    let args = WgmmaArgs { input: rig.put(&input), output, bug, pad: 0 };
+    rig.launch("planted_bulk", 128, [1, 1, 1], 512, &args);
+    let expected: Vec<u32> = (0..128).map(|i| input[i] + 2 * input[128 + i]).collect();
+    expect_words(&rig.get(output, 128), &expected);
 }
 
 planted! {
@@ -151,6 +198,7 @@ planted! {
     missing_pdl_wait: |s, b| one("planted_wait", 64, |i, at| i[at]).run(s, b), 1,
         ["kernel planted_wait, block (0, 0, 0), thread 40: the thread ended without pdl_wait()"];
     read_before_pdl_wait: early_read, 1, [DIFFERS];
+    trigger_before_pdl_wait: early_trigger, 1, [DIFFERS];
     read_out_of_bounds: bounds, 1, ["kernel planted_bounds, block (1, 0, 0), thread"];
     divergent_barrier: |s, b| one("planted_divergence", 64, |i, at| i[at]).run(s, b), 1,
         ["kernel planted_divergence, block (0, 0, 0), thread", "divergent barrier"];
@@ -162,6 +210,10 @@ planted! {
     write_past_shared_memory: |s, b| SHARED_END.run(s, b), 1, ["past the end of dynamic shared memory"];
     write_past_global_memory: |s, b| one("planted_global_end", 32, |i, at| i[at]).run(s, b), 1,
         ["past the end of a global allocation of 128"];
+    unaligned_vector: |s, b| one("planted_vector", 32, |i, at| i[at * 2]).run(s, b), 1,
+        ["kernel planted_vector, block (0, 0, 0), thread", "at an address that is no multiple of its size"];
+    unaligned_copy_of_nothing: |s, b| one("planted_copied_zeros", 32, |_, _| 0).run(s, b), 1,
+        ["is no multiple of 16"];
     unaligned_matrix: |s, b| one("planted_alignment", 32, |_, at| first_of_matrix(at)).run(s, b), 1,
         ["ldmatrix_x4: shared address"];
     rows_that_are_not_swizzled: wgmma, 1, [DIFFERS];
@@ -173,11 +225,15 @@ planted! {
     boxes_read_before_they_come: ring, 4, [DIFFERS, RACE, OVERTAKEN, "bulk copies are unfinished"];
     missing_wgmma_fence: ring, 5, ["no wgmma_fence()"];
     boxes_given_back_too_early: ring, 6, [DIFFERS, RACE, STUCK];
+    boxes_given_back_by_one_warp_for_all: ring, 7, [DIFFERS, RACE];
+    rows_that_begin_within_the_swizzle: wgmma, 5, ["behind a multiple of 1024"];
+    registers_taken_that_are_fewer: registers, 1, ["setmaxnreg_inc<40>: the thread has 168 registers"];
 }
 
 #[cfg(feature = "races")]
 planted! {
     missing_proxy_fence: wgmma, 4, ["wrote without fence_proxy_async()"];
+    bulk_copy_over_what_was_read: bulk, 1, ["read without fence_proxy_async()"];
 }
 
 /// The word of the first matrix's fragment, where rows are the words 1, 2, ….

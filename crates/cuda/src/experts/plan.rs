@@ -96,12 +96,12 @@ const HOPPER: [Tiled; 2] = [
     Tiled {
         pair: Pair { up: "experts_hopper_up_64", down: "experts_hopper_down_64" },
         tokens: 64,
-        stages: 8,
+        stages: 12,
     },
     Tiled {
         pair: Pair { up: "experts_hopper_up_128", down: "experts_hopper_down_128" },
         tokens: 128,
-        stages: 6,
+        stages: 9,
     },
 ];
 

@@ -306,6 +306,12 @@ impl Skinny {
         }
     }
 
+    /// Whether two tiles, which the kernels of more than eight rows take at a time, are
+    /// fewer bytes than what these rows add.
+    pub(super) fn reads_more_input(&self, rows: u32) -> bool {
+        rows * 32 > 2 * step_bytes(self.dtype)
+    }
+
     /// A ring and sums for each warp, and for each row of input 8 bytes and perhaps
     /// a head's results.
     pub(super) fn shared_bytes(&self, results: Results) -> u32 {

@@ -4,8 +4,6 @@
 #![allow(dead_code, reason = "each test uses what it needs")]
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
-pub(crate) mod ring;
-
 use bytemuck::{Pod, Zeroable};
 use chorale_cuda::{Gpu, GpuError, Kernel, Launches, TensorMap};
 use chorale_emulator::{Emulator, Options};
