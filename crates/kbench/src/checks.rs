@@ -33,11 +33,7 @@ impl<D: Device> Check<D> {
     /// for misshapen, fails the check.
     pub fn run(&self, device: &mut D, demands: &Demands) -> Outcome {
         let run = || device.enter(|device| (self.run)(device, demands));
-        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            Err(Failure(format!("panicked: {}", text.unwrap_or("without a word"))))
-        })
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(Failure::of_panic(&*panic)))
     }
 }
 

@@ -2,7 +2,7 @@
 //! that what is sent arrives, and how long it takes. Ranks that share a GPU show the
 //! first; the second means something where each has its own.
 
-use chorale_cuda::{Area, Circle, Cuda, Gpu, GpuError};
+use chorale_cuda::{Area, Circle, Cuda, Gpu, GpuError, Matrix};
 use chorale_device::{Device, Precision};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -43,16 +43,15 @@ pub fn run(gpus: &[Arc<dyn Gpu>], exchanges: usize) -> Result<Vec<Exchanged>, St
         members.push(Member { number, exchanges, device, circle });
     }
     let barrier = &Barrier::new(members.len());
-    let found: Vec<Result<Vec<Exchanged>, String>> = std::thread::scope(|scope| {
+    let done: Vec<Option<Done>> = std::thread::scope(|scope| {
         let members: Vec<_> =
             members.into_iter().map(|member| scope.spawn(move || member.run(barrier))).collect();
-        let joined = members.into_iter().map(|member| member.join().unwrap_or(Err("it panicked".to_owned())));
-        joined.collect()
+        members.into_iter().map(|member| member.join().ok()).collect()
     });
-    let mut all = found
-        .into_iter()
-        .enumerate()
-        .map(|(number, found)| found.map_err(|reason| format!("member {number}: {reason}")));
+    // What they hold is freed now that none exchanges any more.
+    let found = done.into_iter().map(|done| done.map_or(Err("it panicked".to_owned()), |(_, found)| found));
+    let mut all =
+        found.enumerate().map(|(number, found)| found.map_err(|reason| format!("member {number}: {reason}")));
     let first = all.next().unwrap_or(Ok(Vec::new()))?;
     all.try_fold(first, |slowest, found| {
         let pairs = slowest.into_iter().zip(found?);
@@ -67,56 +66,96 @@ struct Member {
     circle: Circle,
 }
 
+/// A member that exchanges no more, and what it found.
+type Done = (Member, Result<Vec<Exchanged>, String>);
+
+/// What is exchanged, of one size.
+struct Parcel {
+    bytes: usize,
+    /// Columns of each member.
+    cols: Vec<usize>,
+    part: Matrix,
+    whole: Matrix,
+}
+
+/// What a member sends in a column.
+fn value(member: usize, col: usize) -> f32 {
+    (member * 50 + col % 47) as f32
+}
+
 impl Member {
-    fn run(mut self, barrier: &Barrier) -> Result<Vec<Exchanged>, String> {
+    /// Freeing memory waits for all work of a GPU, and so does what is read for the first
+    /// time: neither is done while another member may wait for this one's part.
+    fn run(mut self, barrier: &Barrier) -> Done {
+        let mut parcels: Result<Vec<Parcel>, String> =
+            BYTES.iter().map(|&bytes| self.parcel(bytes)).collect();
         let mut all = Vec::with_capacity(BYTES.len());
         // All come to each barrier, whatever went wrong, so that nobody waits for ever.
         let mut found = Ok(());
-        for bytes in BYTES {
+        for place in 0..BYTES.len() {
             barrier.wait();
-            if let Ok(()) = found {
-                found = self.exchange(bytes).map(|microseconds| all.push(Exchanged { bytes, microseconds }));
+            if let (Ok(()), Ok(parcels)) = (&found, &mut parcels) {
+                found = self.exchange(&mut parcels[place]).map(|exchanged| all.push(exchanged));
             }
         }
-        found.map(|()| all)
+        barrier.wait();
+        let found = found.and(parcels).and_then(|parcels| {
+            parcels.iter().try_for_each(|parcel| self.compare(parcel))?;
+            // Others may still compare.
+            Ok(parcels)
+        });
+        barrier.wait();
+        (self, found.map(|_| all))
     }
 
-    /// Microseconds from one exchange of so many bytes to the next.
-    fn exchange(&mut self, bytes: usize) -> Result<f64, String> {
+    /// Matrices for what is sent and for what comes, which has come to the host once.
+    fn parcel(&mut self, bytes: usize) -> Result<Parcel, String> {
         let failed = |error: GpuError| error.to_string();
-        let Self { number, exchanges, device, circle } = self;
-        let num_members = circle.num_members();
-        let cols = vec![bytes / size_of::<u16>(); num_members];
-        let value = |member: usize, col: usize| (member * 50 + col % 47) as f32;
+        let Self { number, device, circle, .. } = self;
+        let cols = vec![bytes / size_of::<u16>(); circle.num_members()];
         let mut part = device.matrix(1, cols[*number], Precision::Half).map_err(failed)?;
-        let mut whole = device.matrix(1, cols[0] * num_members, Precision::Half).map_err(failed)?;
+        let whole = device.matrix(1, cols[0] * cols.len(), Precision::Half).map_err(failed)?;
         let own: Vec<f32> = (0..cols[0]).map(|col| value(*number, col)).collect();
         device.write(&own, &mut part).map_err(failed)?;
         if !circle.fits_columns(&cols, &part) {
-            return Err(format!("{bytes} bytes of {num_members} members are no small exchange"));
+            return Err(format!("{bytes} bytes of {} members are no small exchange", cols.len()));
         }
+        device.read(&whole).map_err(failed)?;
+        Ok(Parcel { bytes, cols, part, whole })
+    }
+
+    fn exchange(&mut self, parcel: &mut Parcel) -> Result<Exchanged, String> {
+        let failed = |error: GpuError| error.to_string();
+        let Self { exchanges, device, circle, .. } = self;
+        let Parcel { bytes, cols, part, whole } = parcel;
         let mut microseconds = 0.0;
         for _ in 0..LISTS {
             device.wait().map_err(failed)?;
             let started = Instant::now();
             for _ in 0..*exchanges {
-                circle.send_columns(device, 0, &cols, &part);
-                circle.join_columns(device, 0, &cols, 1, &mut whole);
+                circle.send_columns(device, 0, cols, part);
+                circle.join_columns(device, 0, cols, 1, whole);
             }
             device.wait().map_err(failed)?;
             microseconds = started.elapsed().as_secs_f64() * 1e6 / *exchanges as f64;
         }
-        if let Some(failure) = circle.watch().failure() {
-            return Err(format!("{bytes} bytes: {failure:?}"));
+        match circle.watch().failure() {
+            Some(failure) => Err(format!("{bytes} bytes: {failure:?}")),
+            None => Ok(Exchanged { bytes: *bytes, microseconds }),
         }
-        let found = device.read(&whole).map_err(failed)?;
-        let mut expected =
-            (0..num_members).flat_map(|member| (0..cols[0]).map(move |col| value(member, col)));
-        match expected.clone().eq(found.iter().copied()) {
-            true => Ok(microseconds),
-            false => {
-                let at = found.iter().position(|value| Some(*value) != expected.next());
-                Err(format!("{bytes} bytes: another number came at {at:?}"))
+    }
+
+    /// Whether what came is what was sent.
+    fn compare(&mut self, parcel: &Parcel) -> Result<(), String> {
+        let Parcel { bytes, cols, whole, .. } = parcel;
+        let found = self.device.read(whole).map_err(|error| error.to_string())?;
+        let sent = (0..cols.len()).flat_map(|member| (0..cols[0]).map(move |col| value(member, col)));
+        let mut pairs = found.iter().zip(sent).enumerate();
+        match pairs.find(|(_, (found, sent))| *found != sent) {
+            None => Ok(()),
+            Some((place, (found, sent))) => {
+                let (member, col) = (place / cols[0], place % cols[0]);
+                Err(format!("{bytes} bytes: column {col} of member {member} is {found}, not {sent}"))
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What a check finds wrong, as a sentence.
 
+use std::any::Any;
 use std::fmt;
 
 /// What is wrong.
@@ -12,6 +13,15 @@ pub type Outcome = Result<(), Failure>;
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl Failure {
+    /// What somebody said who panicked.
+    pub(crate) fn of_panic(panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Self(format!("panicked: {}", text.unwrap_or("without a word")))
     }
 }
 
@@ -39,6 +49,9 @@ impl Tolerance {
     }
 }
 
+/// Wrong values that are told of beside the worst.
+const FIRSTS_MAX: usize = 4;
+
 /// Fails unless something holds.
 pub(crate) fn ensure(holds: bool, what: impl FnOnce() -> String) -> Outcome {
     if holds { Ok(()) } else { Err(Failure(what())) }
@@ -64,14 +77,21 @@ pub(crate) fn close(
     let worst = excesses.max_by(|a, b| a.1.total_cmp(&b.1));
     match worst {
         Some((index, by)) if by > 0.0 => {
-            let num_wrong = found.iter().zip(expected).filter(|&pair| excess(pair) > 0.0);
+            let is_wrong = |&place: &usize| excess((&found[place], &expected[place])) > 0.0;
+            let wrong: Vec<usize> = (0..found.len()).filter(is_wrong).collect();
+            let firsts = wrong.iter().take(FIRSTS_MAX);
+            let firsts = firsts.map(|&place| format!("{place}: {}, not {}", found[place], expected[place]));
             Err(Failure(format!(
-                "{}: value {index} is {}, not {} ({} of {} values are off, the largest is {largest})",
+                "{}: value {index} is {}, not {} ({} of {} values are off, from {} to {}, the largest is \
+                 {largest}; the first are {})",
                 what(),
                 found[index],
                 expected[index],
-                num_wrong.count(),
+                wrong.len(),
                 found.len(),
+                wrong.first().unwrap_or(&index),
+                wrong.last().unwrap_or(&index),
+                firsts.collect::<Vec<_>>().join("; "),
             )))
         }
         _ => Ok(()),
@@ -87,10 +107,12 @@ pub(crate) fn same(found: &[f32], expected: &[f32], what: impl Fn() -> String) -
     match found.iter().zip(expected).position(differs) {
         None => Ok(()),
         Some(index) => Err(Failure(format!(
-            "{}: value {index} is {}, not bit for bit {}",
+            "{}: value {index} is {}, not bit for bit {} ({} of {} differ)",
             what(),
             found[index],
-            expected[index]
+            expected[index],
+            found.iter().zip(expected).filter(|&pair| differs(pair)).count(),
+            found.len(),
         ))),
     }
 }
@@ -126,7 +148,10 @@ mod tests {
         let text = failure.map(|failure| failure.to_string());
         assert_eq!(
             text.as_deref(),
-            Some("sums: value 1 is 3, not 2 (1 of 2 values are off, the largest is 2)")
+            Some(
+                "sums: value 1 is 3, not 2 (1 of 2 values are off, from 1 to 1, the largest is 2; the first \
+                 are 1: 3, not 2)"
+            )
         );
     }
 }

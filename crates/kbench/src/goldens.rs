@@ -17,7 +17,6 @@ use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_model::shard::ShardSpec;
 use chorale_model::{GptOss, Room};
 use chorale_plan::{SamplingParams, StepPlan, TokenId};
-use std::num::NonZeroUsize;
 
 /// A bf16 device may lose this many times what bf16 throughout costs.
 const LOSS_ALLOWED: f64 = 2.0;
@@ -169,7 +168,7 @@ pub fn portable(
     prompts: &[&str],
 ) -> Result<Vec<Vec<f32>>, Failure> {
     let limits = limits(400, 64);
-    let mut engine = engine(Cpu::new(NonZeroUsize::new(2))?, (checkpoint, formats), limits)?;
+    let mut engine = engine(Cpu::new(None)?, (checkpoint, formats), limits)?;
     prompts.iter().map(|prompt| logits(&mut engine, &golden.prompt(prompt)?, limits)).collect()
 }
 

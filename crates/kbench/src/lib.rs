@@ -7,12 +7,16 @@
 pub mod bench;
 pub mod checks;
 pub mod circle;
+pub mod command;
 mod demands;
 mod failure;
 pub mod goldens;
 pub mod noise;
 pub mod primitives;
 pub mod reference;
+pub mod report;
+mod watched;
 
 pub use demands::{Demands, Kind};
 pub use failure::{Failure, Outcome};
+pub use watched::{Ledger, Watched};

@@ -4,7 +4,7 @@
 use crate::noise;
 use crate::reference::Random;
 use bytes::Bytes;
-use chorale_device::{KvDtype, KvShape, RopeParams};
+use chorale_device::{DenseDtype, KvDtype, KvShape, RopeParams};
 use chorale_model::checkpoint::{Checkpoint, CheckpointError};
 use chorale_model::config::ModelConfig;
 use serde_json::json;
@@ -47,6 +47,10 @@ pub struct Extent {
     pub steps: usize,
     /// Layers of the whole model at most.
     pub layers: usize,
+    /// Shares of the experts that lie on the GPU where others lie with the host.
+    pub offload_percents: Vec<usize>,
+    /// Layers of that model: what lies with the host is pinned.
+    pub offload_layers: usize,
     /// What rotates is larger than any cache.
     pub rotated_bytes: usize,
     /// Rows, columns and outputs of the product that is the limit.
@@ -72,6 +76,8 @@ impl Extent {
             fill_rows: 4096,
             steps: 24,
             layers: usize::MAX,
+            offload_percents: vec![50, 90],
+            offload_layers: 4,
             rotated_bytes: 512 << 20,
             product: 8192,
             rounds: 9,
@@ -88,6 +94,8 @@ impl Extent {
             operation_prefills: vec![2048],
             step_prefills: vec![2048],
             layers: 2,
+            offload_percents: vec![50],
+            offload_layers: 2,
             ..Self::full()
         }
     }
@@ -133,19 +141,31 @@ impl Geometry {
         6 * self.hidden * self.hidden
     }
 
-    /// Bytes of a layer's dense matrices.
-    pub(crate) fn dense_bytes(&self) -> usize {
+    /// Bytes of a layer's dense matrices; the router stays as it is.
+    pub(crate) fn dense_bytes(&self, dtype: DenseDtype) -> usize {
+        self.qkv() * dtype.row_bytes(self.hidden)
+            + self.hidden * dtype.row_bytes(self.queries())
+            + 2 * self.hidden * self.experts
+    }
+
+    /// Operations of one row through them.
+    pub(crate) fn dense_flop(&self) -> usize {
         2 * self.hidden * (self.qkv() + self.queries() + self.experts)
     }
 
     /// Bytes of a layer.
     pub(crate) fn layer_bytes(&self) -> usize {
-        self.experts * self.expert_bytes() + self.dense_bytes()
+        self.experts * self.expert_bytes() + self.dense_bytes(DenseDtype::Bf16)
     }
 
-    /// Bytes of the embedding, and of the head.
+    /// Bytes of the embedding.
     pub(crate) fn table_bytes(&self) -> usize {
         2 * self.vocab * self.hidden
+    }
+
+    /// Bytes of the head.
+    pub(crate) fn head_bytes(&self, dtype: DenseDtype) -> usize {
+        self.vocab * dtype.row_bytes(self.hidden)
     }
 
     /// Bytes of a layer's keys and values of one position.

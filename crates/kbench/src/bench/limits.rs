@@ -3,23 +3,37 @@
 
 #![expect(unsafe_code, reason = "copies memory that it allocated")]
 
+use super::bus;
 use super::geometry::Extent;
 use super::machine::Machine;
 use super::meter::Meter;
-use super::report::{Measurement, Report};
 use crate::noise;
 use crate::reference::Random;
+use crate::report::{Measurement, Report};
 use chorale_cuda::GpuError;
 use chorale_device::Precision::Half;
 use chorale_device::{DenseDtype, Device};
+use serde::{Deserialize, Serialize};
 
 const COPIES: usize = 8;
 
 /// Bytes and operations a second.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
     pub(crate) bytes_per_s: f64,
     pub(crate) flop_per_s: f64,
+    /// From the host's memory, by copies.
+    pub(crate) copied_bytes_per_s: f64,
+    /// From the host's memory, by kernels that read it there.
+    pub(crate) read_bytes_per_s: f64,
+}
+
+/// Where nothing was measured there are none.
+impl Default for Limits {
+    fn default() -> Self {
+        let none = f64::INFINITY;
+        Self { bytes_per_s: none, flop_per_s: none, copied_bytes_per_s: none, read_bytes_per_s: none }
+    }
 }
 
 impl Limits {
@@ -33,7 +47,7 @@ impl Limits {
             microseconds: seconds * 1e6,
             gb_per_s: (work.bytes > 0).then_some(bytes / seconds / 1e9),
             tflop_per_s: (work.flop > 0).then_some(flop / seconds / 1e12),
-            share: (floor > 0.0).then_some(floor / seconds),
+            share_of_limit: (floor > 0.0).then_some(floor / seconds),
             ..Measurement::default()
         }
     }
@@ -62,9 +76,26 @@ pub(crate) fn measure(machine: &Machine, extent: &Extent, report: &mut Report) -
     let size = extent.product;
     let flop = 2 * size * size * size;
     let product_seconds = multiply(machine, extent)?;
-    let limits = Limits { bytes_per_s: bytes as f64 / seconds, flop_per_s: flop as f64 / product_seconds };
+    let bus = bus::measure(machine, extent)?;
+    let limits = Limits {
+        bytes_per_s: bytes as f64 / seconds,
+        flop_per_s: flop as f64 / product_seconds,
+        copied_bytes_per_s: bus.bytes as f64 / bus.by_copy,
+        read_bytes_per_s: bus.bytes as f64 / bus.by_kernels,
+    };
     let of = format!("{size} × {size} × {size}");
     report.measured(limits.measurement("limit: bf16 product", of, product_seconds, Work { bytes: 0, flop }));
+    for (what, seconds) in
+        [("limit: host to GPU, copied", bus.by_copy), ("limit: host to GPU, read by kernels", bus.by_kernels)]
+    {
+        report.measured(Measurement {
+            what: what.to_owned(),
+            of: format!("{} MiB of pinned memory", bus.bytes >> 20),
+            microseconds: seconds * 1e6,
+            gb_per_s: Some(bus.bytes as f64 / seconds / 1e9),
+            ..Measurement::default()
+        });
+    }
     Ok(limits)
 }
 

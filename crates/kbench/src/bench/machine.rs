@@ -1,5 +1,6 @@
 //! The GPU that is measured, and its clock.
 
+use crate::watched::{Ledger, Watched};
 use chorale_cuda::{Counters, Cuda, Driver, Gpu, GpuError, Mark};
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,6 +9,7 @@ use std::time::Instant;
 pub struct Machine {
     gpu: Arc<dyn Gpu>,
     driver: Option<Arc<Driver>>,
+    ledger: Arc<Ledger>,
 }
 
 /// A point in the GPU's work.
@@ -17,14 +19,28 @@ pub(crate) enum Moment {
 }
 
 impl Machine {
-    /// A real GPU.
-    pub fn real(driver: Arc<Driver>) -> Self {
-        Self { gpu: Arc::clone(&driver) as Arc<dyn Gpu>, driver: Some(driver) }
+    /// A real GPU, whose kernels run one by one if asked for.
+    pub fn real(driver: Arc<Driver>, one_by_one: bool) -> Self {
+        let ledger = Arc::default();
+        let gpu = Watched::new(Arc::clone(&driver) as Arc<dyn Gpu>, &ledger, one_by_one);
+        Self { gpu, driver: Some(driver), ledger }
     }
 
     /// One that computes as soon as it is told to; its times mean nothing.
-    pub fn emulated(gpu: Arc<dyn Gpu>) -> Self {
-        Self { gpu, driver: None }
+    pub fn emulated(gpu: Arc<dyn Gpu>, one_by_one: bool) -> Self {
+        let ledger = Arc::default();
+        Self { gpu: Watched::new(gpu, &ledger, one_by_one), driver: None, ledger }
+    }
+
+    /// What it was told last.
+    pub(crate) fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    /// Kernels that it loaded, and how many of them may begin while others still run.
+    pub(crate) fn num_kernels(&self) -> (usize, usize) {
+        let driver = self.driver.as_ref();
+        driver.map_or((0, 0), |driver| (driver.kernels().len(), driver.num_dependent_kernels()))
     }
 
     pub(crate) fn gpu(&self) -> &Arc<dyn Gpu> {
@@ -45,6 +61,7 @@ impl Machine {
 
     /// Seconds between two moments, waited for.
     pub(crate) fn seconds(&self, start: &Moment, end: &Moment) -> Result<f64, GpuError> {
+        let _calling = self.ledger.calling("milliseconds_between");
         match (&self.driver, start, end) {
             (Some(driver), Moment::Gpu(start), Moment::Gpu(end)) => {
                 Ok(f64::from(driver.milliseconds_between(start, end)?) / 1e3)

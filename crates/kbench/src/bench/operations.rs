@@ -8,10 +8,10 @@ use super::geometry::{Extent, Geometry};
 use super::limits::{Limits, Work};
 use super::machine::Machine;
 use super::meter::Meter;
-use super::report::Report;
 use crate::failure::Failure;
 use crate::noise;
 use crate::reference::Random;
+use crate::report::Report;
 use chorale_cuda::{Cuda, GpuError};
 use chorale_device::Precision::{Full, Half};
 use chorale_device::{
@@ -30,22 +30,67 @@ struct Bench<'a> {
     report: &'a mut Report,
 }
 
+/// Operations that are measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    Experts,
+    Linears(DenseDtype),
+    Attention,
+    Norms,
+    Head,
+}
+
+impl Group {
+    /// What takes most of a step first.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Experts,
+        Self::Linears(DenseDtype::Bf16),
+        Self::Attention,
+        Self::Norms,
+        Self::Head,
+        Self::Linears(DenseDtype::Int8),
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Experts => "operations: router and experts",
+            Self::Linears(DenseDtype::Bf16) => "operations: products",
+            Self::Linears(DenseDtype::Int8) => "operations: products, int8",
+            Self::Attention => "operations: attention",
+            Self::Norms => "operations: norms",
+            Self::Head => "operations: head and draws",
+        }
+    }
+
+    /// What is measured in it; each may be asked for by itself.
+    pub(crate) fn covers(self) -> &'static [&'static str] {
+        match self {
+            Self::Experts => &["experts", "router", "grouping by expert"],
+            Self::Linears(DenseDtype::Bf16) => &["qkv product", "output product"],
+            Self::Linears(DenseDtype::Int8) => &["qkv product, int8", "output product, int8"],
+            Self::Attention => &["attention", "qkv with pages"],
+            Self::Norms => &["sum and norm", "combine and norm"],
+            Self::Head => &["head", "draw"],
+        }
+    }
+}
+
 pub(crate) fn run(
     machine: &Machine,
     (geometry, extent): (&Geometry, &Extent),
-    limits: Limits,
+    (limits, group): (Limits, Group),
     report: &mut Report,
 ) -> Result<(), Failure> {
     let (meter, rope) = (Meter::new(machine, extent.rounds), geometry.rope()?);
     let mut bench = Bench { meter, geometry, extent, rope, limits, report };
     let rows: Vec<usize> = extent.decodes.iter().chain(&extent.operation_prefills).copied().collect();
-    for dtype in [DenseDtype::Bf16, DenseDtype::Int8] {
-        bench.linears(&rows, dtype)?;
+    match group {
+        Group::Experts => bench.experts(&rows)?,
+        Group::Linears(dtype) => bench.linears(&rows, dtype)?,
+        Group::Attention => bench.attention()?,
+        Group::Norms => bench.norms(&rows)?,
+        Group::Head => bench.head_and_draws()?,
     }
-    bench.norms(&rows)?;
-    bench.attention()?;
-    bench.experts(&rows)?;
-    bench.head_and_draws()?;
     Ok(())
 }
 
@@ -101,9 +146,6 @@ impl Bench<'_> {
     /// Sums and norms: of a delta, and of what experts answered.
     fn norms(&mut self, rows: &[usize]) -> Result<(), GpuError> {
         const COUNT: usize = 16;
-        if !self.extent.wants("sum and norm") && !self.extent.wants("combine and norm") {
-            return Ok(());
-        }
         let Geometry { hidden: width, experts, top_k, .. } = *self.geometry;
         let gain = noise::bf16(&mut Random(1), width);
         let norm = self.meter.device.norm(gain, 1e-5)?;
@@ -137,9 +179,6 @@ impl Bench<'_> {
 
     fn head_and_draws(&mut self) -> Result<(), GpuError> {
         const COUNT: usize = 4;
-        if !self.extent.wants("head") && !self.extent.wants("draw") {
-            return Ok(());
-        }
         let Geometry { hidden, vocab, .. } = *self.geometry;
         let source = noise::dense(&mut Random(1), vocab, hidden, false);
         let weights = self.meter.device.linear(source.clone(), DenseDtype::Bf16)?;

@@ -8,7 +8,6 @@ use crate::failure::{Failure, Outcome, ensure};
 use crate::reference::Random;
 use chorale_device::Precision::Full;
 use chorale_device::{Columns, Cpu, Device, Draw, Drawn, PenaltyTerms};
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 /// How far beside its share of the mass a random number may be for a token.
@@ -35,7 +34,7 @@ fn draw<D: Device>(
 }
 
 fn cpu() -> Result<Cpu, Failure> {
-    Ok(Cpu::new(NonZeroUsize::new(2))?)
+    Ok(Cpu::new(None)?)
 }
 
 /// Logits with a few that stand out, as a model's do.

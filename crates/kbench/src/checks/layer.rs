@@ -11,7 +11,6 @@ use chorale_device::{
     Columns, Cpu, DenseDtype, DenseSource, Device, ExpertsSource, KvDtype, KvShape, Routed, SliceColumns,
     Table,
 };
-use std::num::NonZeroUsize;
 use std::ops::Range;
 
 const HEAD_DIM: usize = 64;
@@ -155,7 +154,7 @@ pub(super) fn layers<D: Device>(device: &mut D, demands: &Demands) -> Outcome {
         for window in [None, Some(20)] {
             let random = &mut Random(demands.seed + 600);
             let layer = Layer::new(random, size, window);
-            let mut cpu = Cpu::new(NonZeroUsize::new(2))?;
+            let mut cpu = Cpu::new(None)?;
             let (found, expected) = (layer.run(device, demands)?, layer.run(&mut cpu, demands)?);
             for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 let what =

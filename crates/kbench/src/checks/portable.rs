@@ -6,7 +6,6 @@ use crate::noise;
 use crate::reference::Random;
 use chorale_device::Precision::{Full, Half};
 use chorale_device::{Cpu, DenseDtype, DenseSource, Device, ExpertsSource, Routed};
-use std::num::NonZeroUsize;
 
 /// A layer's matrices and rows that meet them.
 struct Case {
@@ -87,7 +86,7 @@ impl Case {
     }
 
     fn check<D: Device>(&self, device: &mut D, demands: &Demands) -> Outcome {
-        let mut cpu = Cpu::new(NonZeroUsize::new(2))?;
+        let mut cpu = Cpu::new(None)?;
         let (found, expected) = (self.run(device)?, self.run(&mut cpu)?);
         let what = |which: &str| {
             format!(

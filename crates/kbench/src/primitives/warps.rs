@@ -1,16 +1,27 @@
 //! What the threads of a warp and of a block do together.
 
+use super::origins::{Shape, of_product};
 use super::{Bench, Words, matrix, noise, pairs, product};
-use crate::failure::{Outcome, ensure};
-use chorale_cuda::Kernel;
+use crate::failure::{Failure, Outcome, ensure};
+use chorale_cuda::{Kernel, Launches};
 
 /// Products that begin with nothing, not with sums.
 pub(super) fn mma_from_zero(bench: &Bench<'_>) -> Outcome {
+    mma(bench, "selftest_mma_from_zero", 0.0)
+}
+
+/// Products that begin with a number.
+pub(super) fn mma(bench: &Bench<'_>, name: &'static str, start: f32) -> Outcome {
+    let multiply = |left: &[u16], right: &[u16]| {
+        let halves: Vec<u16> = left.iter().chain(right).copied().collect();
+        let out = bench.words(name, 0, &pairs(&halves), 128)?;
+        Ok(out.into_iter().map(|bits| f32::from_bits(bits) - start).collect::<Vec<f32>>())
+    };
     let (left, right) = (matrix(1, 16, 16), matrix(2, 8, 16));
-    let halves: Vec<u16> = left.iter().chain(&right).copied().collect();
-    let out = bench.words("selftest_mma_from_zero", 0, &pairs(&halves), 128)?;
-    let found: Vec<f32> = out.into_iter().map(f32::from_bits).collect();
-    bench.near(&found, &product(&left, &right, 16), "the product")
+    let near = bench.near(&multiply(&left, &right)?, &product(&left, &right, 16), 8, "the product");
+    near.map_err(|Failure(text)| {
+        Failure(text + &of_product(Shape { rows: 16, cols: 8, depth: 16 }, &multiply))
+    })
 }
 
 /// What is divided by a number that has no reciprocal is 0.
@@ -64,6 +75,34 @@ pub(super) fn warps(bench: &Bench<'_>) -> Outcome {
         ];
         let found: Vec<u32> = (0..13).map(|i| out[i * 32 + lane]).collect();
         ensure(found == expected, || format!("lane {lane}: {found:x?}, not {expected:x?}"))?;
+    }
+    Ok(())
+}
+
+/// One kernel writes, one waits for it, and a third reads before it waits, over and
+/// over and on all processors: what was written is not hidden by what caches hold.
+pub(super) fn early(bench: &Bench<'_>) -> Outcome {
+    const ROUNDS: u32 = 64;
+    let count = bench.gpu.facts().num_sms * 4 * 64;
+    let values: Vec<u32> = (0..count).collect();
+    let (first, second) = (bench.put(&values)?, bench.room(values.len())?);
+    let (other, unused) = (bench.put(&values)?, bench.room(values.len())?);
+    let args = |input, output| Words { input, output, count, pad: 0 };
+    let mut launches = Launches::default();
+    let mut push =
+        |name, args: &Words| launches.push(Kernel { name, threads: 64 }, [count / 64, 1, 1], 0, args);
+    for _ in 0..ROUNDS {
+        push("selftest_chain", &args(first, second));
+        push("selftest_chain", &args(other, unused));
+        push("selftest_early", &args(second, first));
+    }
+    bench.run(&launches)?;
+    let found: Vec<u32> = bench.get(first, values.len())?;
+    for (place, (found, mut expected)) in found.into_iter().zip(values).enumerate() {
+        for _ in 0..ROUNDS {
+            expected = expected.wrapping_mul(3).wrapping_add(2);
+        }
+        ensure(found == expected, || format!("value {place} is {found:08x}, not {expected:08x}"))?;
     }
     Ok(())
 }

@@ -50,9 +50,6 @@ fn num_keys(positions: Range<usize>, window: Option<u32>) -> usize {
 
 impl Bench<'_> {
     pub(super) fn attention(&mut self) -> Result<(), GpuError> {
-        if !self.extent.wants("attention") && !self.extent.wants("qkv with pages") {
-            return Ok(());
-        }
         let extent = self.extent;
         let windows = [None, Some(self.geometry.window)];
         for (kv, window) in KV_DTYPES.into_iter().flat_map(|kv| windows.map(|window| (kv, window))) {

@@ -15,9 +15,6 @@ const BATCHES: usize = 8;
 
 impl Bench<'_> {
     pub(super) fn experts(&mut self, rows: &[usize]) -> Result<(), GpuError> {
-        if !["experts", "router", "grouping by expert"].into_iter().any(|what| self.extent.wants(what)) {
-            return Ok(());
-        }
         let Geometry { hidden, experts: num_experts, top_k, .. } = *self.geometry;
         let device = &mut self.meter.device;
         let experts = device.experts(noise::experts(&mut Random(1), num_experts, hidden, hidden))?;

@@ -2,9 +2,9 @@
 //! serves, with the demo model that the `chorale` binary carries. It must lie
 //! beside this one.
 
-use crate::Arguments;
+use super::Arguments;
+use crate::report::{Check, Measurement, Report};
 use anyhow::{Context, bail, ensure};
-use chorale_kbench::bench::{Measurement, Report};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -17,44 +17,45 @@ use std::time::{Duration, Instant};
 /// To load, to join, and to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// Of each log, where something fails.
+const LAST_LINES: usize = 12;
 const MAX_TOKENS: usize = 200;
 /// Of the demo model on one GPU; workers share it.
 const DEVICE_MEMORY: &str = "2GiB";
 
-pub(crate) fn run(count: u32, arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
+pub(super) fn run(
+    count: u32,
+    arguments: &Arguments,
+    deadline: Instant,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     let what = format!("{count} ranks on one GPU");
     let binary = std::env::current_exe()?.with_file_name("chorale");
     if !binary.is_file() {
-        println!("{what}: not available, there is no {}", binary.display());
+        report.skip(&what, &format!("there is no {}", binary.display()));
         return Ok(());
     }
     let started = Instant::now();
-    let by_frames = Cluster { binary: &binary, device: arguments.device, count, nccl: None };
-    let alone = Cluster { count: 1, ..by_frames }.answer();
-    let found = alone.and_then(|alone| Ok((alone, by_frames.answer()?)));
-    match found {
-        Ok((alone, together)) => {
-            measured(report, "1 worker process", &alone);
-            measured(report, &format!("{count} worker processes"), &together);
-            // Rows are rounded on their way in either world, but not added in another order.
-            let same = alone.text == together.text;
-            let found = if same {
-                Ok(())
-            } else {
-                Err(format!("one rank says {:?}, {count} say {:?}", alone.text, together.text))
-            };
-            report.check("ranks", &what, started.elapsed(), found);
-            if let Some(library) = &arguments.nccl {
-                let by_nccl = Cluster { nccl: Some(library), ..by_frames }.answer();
-                let words = told(report, count, (&alone, by_nccl));
-                println!("{what}, by NCCL: {words}");
-                if let Some(folder) = &arguments.json {
-                    std::fs::create_dir_all(folder)?;
-                    std::fs::write(folder.join("nccl.txt"), format!("{words}\n"))?;
-                }
-            }
-        }
-        Err(error) => report.check("ranks", &what, started.elapsed(), Err(format!("{error:#}"))),
+    let by_frames = Cluster { binary: &binary, device: arguments.device, count, nccl: None, deadline };
+    let found = Cluster { count: 1, ..by_frames }.answer().and_then(|alone| {
+        measured(report, "1 worker process", &alone);
+        let together = by_frames.answer()?;
+        measured(report, &format!("{count} worker processes"), &together);
+        // Rows are rounded on their way in either world, but not added in another order.
+        let (one, all) = (&alone.text, &together.text);
+        ensure!(one == all, "one rank says {one:?}, {count} say {all:?}");
+        Ok(alone)
+    });
+    report.check(Check {
+        family: "ranks".to_owned(),
+        name: what.clone(),
+        seconds: started.elapsed().as_secs_f64(),
+        failure: found.as_ref().err().map(|error| format!("{error:#}")),
+    });
+    if let (Ok(alone), Some(library)) = (found, &arguments.nccl) {
+        let by_nccl = Cluster { nccl: Some(library), ..by_frames }.answer();
+        let words = told(report, count, (&alone, by_nccl));
+        report.note(&format!("{what}, by NCCL"), words);
     }
     Ok(())
 }
@@ -117,6 +118,8 @@ struct Cluster<'a> {
     count: u32,
     /// The library by which rows are to be exchanged; frames if none.
     nccl: Option<&'a Path>,
+    /// When nobody waits any more.
+    deadline: Instant,
 }
 
 /// Processes that end with this one.
@@ -149,7 +152,7 @@ impl World {
         let mut words = String::new();
         for entry in self.folder.path().read_dir().into_iter().flatten().flatten() {
             let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().rev().take(3).collect();
+            let lines: Vec<&str> = text.lines().rev().take(LAST_LINES).collect();
             for line in lines.into_iter().rev() {
                 words.push_str(&format!("\n  {}: {line}", entry.file_name().to_string_lossy()));
             }
@@ -209,14 +212,14 @@ impl Cluster<'_> {
         for rank in 0..count {
             world.start(&format!("worker-{rank}"), &mut self.worker(rank, cluster))?;
         }
-        wait_until_ready(&world, door)?;
+        wait_until_ready(&world, door, self.deadline)?;
         let body = json!({
             "model": "demo",
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
             "max_tokens": MAX_TOKENS,
             "temperature": 0
         });
-        let ask = || post(door, "/v1/chat/completions", &body);
+        let ask = || post(door, "/v1/chat/completions", &body, self.deadline);
         // The first answer makes graphs.
         ask().with_context(|| world.last_words())?;
         let started = Instant::now();
@@ -224,7 +227,7 @@ impl Cluster<'_> {
         let seconds = started.elapsed().as_secs_f64();
         let tokens = answer["usage"]["completion_tokens"].as_u64().unwrap_or(0) as usize;
         ensure!(tokens > 0, "no tokens: {answer}");
-        let status: Value = serde_json::from_str(&request(door, "GET", "/v1/cluster", "")?.1)?;
+        let status: Value = serde_json::from_str(&request(door, "GET", "/v1/cluster", "", self.deadline)?.1)?;
         let faults = status["faults"].as_array().into_iter().flatten();
         let faults: Vec<&str> = faults.filter_map(|fault| fault["reason"].as_str()).collect();
         Ok(Answer {
@@ -237,17 +240,17 @@ impl Cluster<'_> {
     }
 }
 
-fn wait_until_ready(world: &World, door: u16) -> anyhow::Result<()> {
+fn wait_until_ready(world: &World, door: u16, deadline: Instant) -> anyhow::Result<()> {
     // Nobody ever sends: waiting on it is the pause between two questions.
     let (_alive, pause): (_, Receiver<()>) = channel();
     let started = Instant::now();
     loop {
-        let status = request(door, "GET", "/ready", "").map(|(status, _)| status);
+        let status = request(door, "GET", "/ready", "", deadline).map(|(status, _)| status);
         if matches!(status, Ok(200)) {
             return Ok(());
         }
-        if started.elapsed() > READY_WITHIN {
-            bail!("not ready after {} s:{}", READY_WITHIN.as_secs(), world.last_words());
+        if started.elapsed() > READY_WITHIN || Instant::now() >= deadline {
+            bail!("not ready after {} s:{}", started.elapsed().as_secs(), world.last_words());
         }
         match pause.recv_timeout(Duration::from_millis(100)) {
             Ok(()) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
@@ -255,17 +258,25 @@ fn wait_until_ready(world: &World, door: u16) -> anyhow::Result<()> {
     }
 }
 
-fn post(door: u16, path: &str, body: &Value) -> anyhow::Result<Value> {
-    let (status, text) = request(door, "POST", path, &body.to_string())?;
+fn post(door: u16, path: &str, body: &Value, deadline: Instant) -> anyhow::Result<Value> {
+    let (status, text) = request(door, "POST", path, &body.to_string(), deadline)?;
     ensure!(status == 200, "status {status}: {text}");
     Ok(serde_json::from_str(&text)?)
 }
 
 /// One request over a connection of its own, by hand: a client's library would
 /// be most of this binary.
-fn request(door: u16, method: &str, path: &str, body: &str) -> anyhow::Result<(u16, String)> {
+fn request(
+    door: u16,
+    method: &str,
+    path: &str,
+    body: &str,
+    deadline: Instant,
+) -> anyhow::Result<(u16, String)> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    ensure!(!left.is_zero(), "no time was left");
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, door))?;
-    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+    stream.set_read_timeout(Some(ANSWER_WITHIN.min(left)))?;
     let head = format!(
         "{method} {path} HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
