@@ -223,7 +223,6 @@ struct Consumer {
         }
     }
 
-
     // Sums to outputs, through shared memory so that rows are written in pieces
     // of 16 bytes.
     template <u32 kCount>
