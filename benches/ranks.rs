@@ -21,7 +21,7 @@ use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_plan::{
     Assignment, Carrier, DenseFormat, Epoch, ExchangeOptions, KvFormat, Placement, Rank as RankId, Room,
-    RowFormat, SamplingParams, SequenceId, SequenceSlice, Shape, StepPlan, TokenId,
+    SamplingParams, SequenceId, SequenceSlice, Shape, StepPlan, TokenId,
 };
 use chorale_worker::Rank;
 use std::collections::VecDeque;
@@ -165,10 +165,8 @@ impl World {
                     kv_dtype: KvFormat::F32,
                 },
                 exchange: ExchangeOptions {
-                    timeout_ms: PATIENCE.as_millis() as u32,
-                    dispatch: RowFormat::F32,
-                    fast_combine: false,
                     overlap_min_rows: Some(2),
+                    ..ExchangeOptions::exact(PATIENCE.as_millis() as u32)
                 },
                 carrier: Carrier::Frames,
                 dense_dtype: DenseFormat::Bf16,

@@ -1,15 +1,16 @@
 //! What a rank takes of its GPU's memory. Nothing is estimated: weights and
 //! buffers are made on paper by the code that makes them on the GPU.
 
+use crate::serve::local::even_runs;
 use bytes::Bytes;
 use chorale_cuda::{Cuda, Gpu, GpuError, Paper, groups_bytes};
 use chorale_device::{BatchLimits, DenseDtype, Device, KvDtype, KvShape};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_model::config::ModelConfig;
-use chorale_model::shard::{ShardSpec, Split, split};
+use chorale_model::shard::{ShardSpec, Split};
 use chorale_model::{LoadError, Room, Seat, Weights};
 use chorale_nccl::link_bytes;
-use chorale_plan::{Carrier, Epoch, ExchangeOptions, Placement, Rank, RowFormat, Shape};
+use chorale_plan::{Carrier, Epoch, ExchangeOptions, Rank, Shape};
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -92,14 +93,14 @@ impl Rehearsal {
     /// What each of a world's ranks takes where experts lie in even runs.
     pub(crate) fn ranks(&self, wished: &Wished) -> Result<Vec<Footprint>, LoadError<GpuError>> {
         let config = self.checkpoint.config();
-        let placement = even_runs(config, wished.shape);
+        let placement = even_runs(wished.shape, config);
         let rank = |rank| self.rank(wished, rank, &ShardSpec::of(wished.shape, rank, &placement));
         wished.shape.ranks().map(rank).collect()
     }
 
     /// What the first of them takes; no other takes more.
     pub(crate) fn first_rank(&self, wished: &Wished) -> Result<Footprint, LoadError<GpuError>> {
-        let placement = even_runs(self.checkpoint.config(), wished.shape);
+        let placement = even_runs(wished.shape, self.checkpoint.config());
         self.rank(wished, Rank(0), &ShardSpec::of(wished.shape, Rank(0), &placement))
     }
 
@@ -161,10 +162,9 @@ impl Rehearsal {
             shape,
             rank,
             exchange: ExchangeOptions {
-                timeout_ms: 0,
-                dispatch: RowFormat::F32,
                 fast_combine: wished.fast_combine,
                 overlap_min_rows: wished.overlap_min_rows,
+                ..ExchangeOptions::exact(0)
             },
             carrier: Carrier::Nccl,
             num_layers: config.num_layers(),
@@ -186,14 +186,6 @@ impl Rehearsal {
             + config.num_layers() * (groups + lists);
         Ok(by_nccl.max(by_frames as u64))
     }
-}
-
-/// Experts in even runs, the same of every layer.
-fn even_runs(config: &ModelConfig, shape: Shape) -> Placement {
-    let num_ranks = shape.num_ranks as usize;
-    let runs = (0..num_ranks).map(|rank| split(config.num_experts, num_ranks, rank));
-    let holders = runs.zip(0..).flat_map(|(run, rank)| run.map(move |_| vec![Rank(rank)]));
-    Placement { version: 0, layers: vec![holders.collect(); config.num_layers()] }
 }
 
 /// Why GPUs do not compute a model with such pages, which CPUs may; `None` if they do.

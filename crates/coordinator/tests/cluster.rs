@@ -13,7 +13,7 @@ use chorale_coordinator::{
 };
 use chorale_plan::{
     Assignment, DenseFormat, Epoch, ExchangeOptions, FromWorker, KvFormat, Offer, PROTOCOL, Pulse, Rank,
-    RowFormat, Sample, SliceTokens, StepOutput, StepPlan, StepReport, ToWorker,
+    Sample, SliceTokens, StepOutput, StepPlan, StepReport, ToWorker,
 };
 use std::cell::RefCell;
 use std::num::NonZeroU32;
@@ -51,12 +51,7 @@ fn config(tensor_parallel_size: u32, data_parallel_size: u32) -> ClusterConfig {
         }),
         dense_dtype: DenseFormat::Bf16,
         kv_dtype: None,
-        exchange: ExchangeOptions {
-            timeout_ms: 2000,
-            dispatch: RowFormat::F32,
-            fast_combine: false,
-            overlap_min_rows: None,
-        },
+        exchange: ExchangeOptions::exact(2000),
         transport: "channels".to_owned(),
         timeouts: Timeouts { hang_ms: 4000, ..Timeouts::default() },
         balance: BalanceRule::default(),

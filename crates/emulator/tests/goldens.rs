@@ -12,7 +12,7 @@ use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::OfflineLimits;
 use chorale_model::shard::{ShardSpec, split};
 use chorale_model::{GptOss, Room};
-use chorale_plan::{Carrier, Epoch, ExchangeOptions, Placement, Rank, RowFormat, Shape, TokenId};
+use chorale_plan::{Carrier, Epoch, ExchangeOptions, Placement, Rank, Shape, TokenId};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
@@ -131,12 +131,7 @@ fn rank_logits<D: Device>(
         epoch: Epoch(1),
         shape,
         rank,
-        exchange: ExchangeOptions {
-            timeout_ms: 60_000,
-            dispatch: RowFormat::F32,
-            fast_combine: false,
-            overlap_min_rows: None,
-        },
+        exchange: ExchangeOptions::exact(60_000),
         carrier: Carrier::Frames,
         num_layers: config.num_layers(),
         num_experts: config.num_experts,

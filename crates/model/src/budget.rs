@@ -12,10 +12,10 @@ mod kv;
 mod ranks;
 mod tensors;
 
-pub use fit::{Fit, RanksNeeded, Shortage};
+pub use fit::{Demand, Fit, RanksNeeded, Shortage};
 pub use floor::{BATCH_SIZES, StepFloor};
 pub use kv::KvBudget;
-pub use ranks::RankBudget;
+pub use ranks::{RankBudget, num_kv_tokens};
 pub use tensors::{ByPart, Part};
 
 use crate::config::ModelConfig;

@@ -153,6 +153,14 @@ pub struct ExchangeOptions {
     pub overlap_min_rows: Option<u32>,
 }
 
+impl ExchangeOptions {
+    /// Rows travel as they are, and answers depend on no placement: what all other
+    /// options are measured against.
+    pub const fn exact(timeout_ms: u32) -> Self {
+        Self { timeout_ms, dispatch: RowFormat::F32, fast_combine: false, overlap_min_rows: None }
+    }
+}
+
 /// How a row of activations travels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RowFormat {

@@ -342,7 +342,7 @@ fn unable(error: impl std::fmt::Display) -> RankError {
 mod tests {
     use super::*;
     use chorale_device::DenseDtype;
-    use chorale_plan::{Carrier, DenseFormat, Epoch, ExchangeOptions, KvFormat, RowFormat, Shape};
+    use chorale_plan::{Carrier, DenseFormat, Epoch, ExchangeOptions, KvFormat, Shape};
 
     #[test]
     fn a_room_holds_what_the_device_keeps() {
@@ -363,12 +363,7 @@ mod tests {
                 num_sliding_blocks: 8,
                 kv_dtype: KvFormat::Fp8,
             },
-            exchange: ExchangeOptions {
-                timeout_ms: 1000,
-                dispatch: RowFormat::F32,
-                fast_combine: false,
-                overlap_min_rows: None,
-            },
+            exchange: ExchangeOptions::exact(1000),
             carrier: Carrier::Frames,
             dense_dtype: DenseFormat::Int8,
         };

@@ -91,8 +91,9 @@ mod tests {
     use super::*;
     use crate::metrics::exposition;
     use crate::metrics::reader::Reader;
+    use crate::status::cluster::tests::serving;
     use chorale_coordinator::cluster::Lack;
-    use chorale_plan::{DenseFormat, Epoch, OneShot, Shape};
+    use chorale_plan::{Epoch, Shape};
     use opentelemetry::KeyValue;
     use opentelemetry::metrics::MeterProvider;
     use opentelemetry_sdk::metrics::SdkMeterProvider;
@@ -103,27 +104,11 @@ mod tests {
             at_ms: 0,
             epoch: Epoch(0),
             state: ClusterState::Lacking { lack, since_ms: 0 },
-            wanted_tensor_parallel_size: 1,
             wanted_data_parallel_size: 1,
             shape: None,
-            transport: String::new(),
             carrier: None,
-            one_shot: OneShot::default(),
-            dense_dtype: DenseFormat::Bf16,
-            kv_dtype: None,
-            num_carrier_failures: 0,
-            placement: 0,
-            num_rebalances: 0,
-            num_moved_experts: 0,
-            imbalance: None,
-            experts: Arc::default(),
-            members: Vec::new(),
-            faults: Vec::new(),
-            num_faults: 0,
             num_epochs: 0,
-            num_recoveries: 0,
-            last_pause_ms: 0,
-            total_pause_ms: 0,
+            ..serving(Vec::new())
         }
     }
 

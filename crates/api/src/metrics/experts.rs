@@ -110,7 +110,7 @@ mod tests {
     use crate::metrics::exposition;
     use crate::metrics::reader::Reader;
     use crate::status::LoadStatus;
-    use crate::status::cluster::tests::{serving, worker};
+    use crate::status::cluster::tests::{EXPERTS, serving, worker};
     use opentelemetry::KeyValue;
     use opentelemetry::metrics::MeterProvider;
     use opentelemetry_sdk::metrics::SdkMeterProvider;
@@ -135,18 +135,10 @@ mod tests {
 
     #[test]
     fn a_cluster_says_of_each_worker_how_its_experts_were_read() {
-        let experts = ExpertResidency {
-            gpu_experts: 30,
-            host_experts: 10,
-            hits: 900,
-            misses: 80,
-            streamed: 7,
-            moves: 6,
-        };
         let status = serving(vec![
-            worker("a:1", Some(experts)),
+            worker("a:1", Some(EXPERTS)),
             worker("b:1", None),
-            worker("c:1", Some(ExpertResidency { hits: 5, ..experts })),
+            worker("c:1", Some(ExpertResidency { hits: 5, ..EXPERTS })),
         ]);
         let (tell, cluster) = watch::channel(Arc::new(status));
         let (samples, _engine) = scraped(cluster);
@@ -163,7 +155,7 @@ mod tests {
         ] {
             assert!(found.iter().any(|found| found == line), "{line} in {found:?}");
         }
-        tell.send_replace(Arc::new(serving(vec![worker("d:1", Some(experts))])));
+        tell.send_replace(Arc::new(serving(vec![worker("d:1", Some(EXPERTS))])));
         let found = samples();
         assert!(found.len() == 6 && found.iter().all(|line| line.contains("d:1")), "who is gone: {found:?}");
     }

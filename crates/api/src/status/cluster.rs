@@ -157,6 +157,10 @@ pub(crate) mod tests {
     use std::collections::BTreeSet;
     use std::sync::Arc;
 
+    /// A worker's that do not all fit its GPU.
+    pub(crate) const EXPERTS: ExpertResidency =
+        ExpertResidency { gpu_experts: 30, host_experts: 10, hits: 900, misses: 80, streamed: 7, moves: 6 };
+
     /// A cluster that serves on these workers, in groups of one.
     pub(crate) fn serving(members: Vec<MemberStatus>) -> ClusterStatus {
         let num_ranks = members.len() as u32;
@@ -220,15 +224,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_cluster_shows_what_weights_pages_and_experts_are_kept_in_and_how_rows_travel() {
-        let experts = ExpertResidency {
-            gpu_experts: 30,
-            host_experts: 10,
-            hits: 900,
-            misses: 80,
-            streamed: 7,
-            moves: 6,
-        };
-        let shown = document(&serving(vec![worker("a:1", Some(experts)), worker("b:1", None)]));
+        let shown = document(&serving(vec![worker("a:1", Some(EXPERTS)), worker("b:1", None)]));
         assert_eq!(shown["dense_dtype"], "int8");
         assert_eq!(shown["kv_cache_dtype"], Value::Null, "each group as its devices would");
         assert_eq!((&shown["carrier"], &shown["one_shot"]), (&json!("nccl"), &json!(["world"])));

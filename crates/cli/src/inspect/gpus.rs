@@ -9,7 +9,9 @@ use crate::serve::room::Wanted;
 use crate::setup::Setup;
 use anyhow::Context;
 use chorale_device::{BatchLimits, KvDtype};
-use chorale_model::budget::{Budget, BudgetOptions, Fit, RanksNeeded, Shortage, World};
+use chorale_model::budget::{
+    Budget, BudgetOptions, Demand, Fit, RanksNeeded, Shortage, World, num_kv_tokens,
+};
 use chorale_model::config::ModelConfig;
 use serde::Serialize;
 
@@ -64,9 +66,12 @@ impl Gpus {
             let fit = |memory| paper.fit(taken, (memory, num_ranks), rank.kv_heads.len());
             rank.fit = options.device_memory_bytes.map(fit);
         }
-        budget.num_kv_tokens = num_kv_tokens(budget);
+        budget.num_kv_tokens = num_kv_tokens(&budget.ranks);
         budget.ranks_needed = match options.device_memory_bytes {
-            Some(memory) => Some(paper.ranks_needed(memory, options)?),
+            // No rank holds more than the first.
+            Some(memory) => {
+                Some(RanksNeeded::find(config, |world| paper.shortage_in(world, memory, options))?)
+            }
             None => None,
         };
         Ok(Self {
@@ -76,15 +81,6 @@ impl Gpus {
             ranks,
         })
     }
-}
-
-/// What all groups hold together: each as much as the fullest of its ranks.
-fn num_kv_tokens(budget: &Budget) -> Option<u64> {
-    let groups = budget.ranks.chunk_by(|one, next| one.group == next.group);
-    let least = |group: &[chorale_model::budget::RankBudget]| {
-        group.iter().map(|rank| rank.fit.as_ref()?.num_kv_tokens).min().flatten()
-    };
-    groups.map(least).sum()
 }
 
 impl Paper<'_> {
@@ -109,64 +105,18 @@ impl Paper<'_> {
 
     /// Weighs what a rank takes, with so many heads of each page, against a GPU's memory.
     fn fit(&self, taken: &Footprint, (memory, num_ranks): (u64, usize), num_kv_heads: usize) -> Fit {
-        let free = memory.saturating_sub(reserved_bytes(num_ranks > 1));
-        let weights = taken.dense_bytes + taken.expert_bytes;
-        let steps = taken.step_bytes + taken.exchange_bytes;
-        let after_weights = free.checked_sub(weights);
-        let after_steps = after_weights.and_then(|left| left.checked_sub(steps));
-        let left = after_steps.unwrap_or(0);
-
         let num_sliding_layers = self.config.windows.iter().flatten().count() as u64;
         let num_full_layers = self.config.windows.len() as u64 - num_sliding_layers;
         let page = self.wanted.page_bytes(self.config, num_kv_heads);
-        let sliding = self.wanted.num_sliding_pages(self.config) * num_sliding_layers * page;
-        let full_page = num_full_layers * page;
-        let block_size = self.wanted.block_size as u64;
-        let num_tokens = self.wanted.max_model_len as u64;
-        let longest = sliding + num_tokens.div_ceil(block_size) * full_page;
-        let shortage = match (after_weights, after_steps) {
-            (None, _) => Some(Shortage::Weights { needed_bytes: weights, available_bytes: free }),
-            (Some(left), None) => Some(Shortage::Workspace { needed_bytes: steps, available_bytes: left }),
-            (Some(_), Some(left)) => (left < longest).then_some(Shortage::Kv {
-                needed_bytes: longest,
-                available_bytes: left,
-                num_tokens,
-            }),
+        let demand = Demand {
+            weight_bytes: taken.dense_bytes + taken.expert_bytes,
+            workspace_bytes: taken.step_bytes + taken.exchange_bytes,
+            sliding_bytes: self.wanted.num_sliding_pages(self.config) * num_sliding_layers * page,
+            full_page_bytes: num_full_layers * page,
+            block_size: self.wanted.block_size as u64,
+            max_model_len: self.wanted.max_model_len as u64,
         };
-        Fit {
-            device_memory_bytes: memory,
-            kv_cache_bytes: left,
-            longest_sequence_bytes: longest,
-            num_kv_tokens: left
-                .saturating_sub(sliding)
-                .checked_div(full_page)
-                .map(|pages| pages * block_size),
-            shortage,
-        }
-    }
-
-    /// The smallest world in which the first rank fits, which holds the most. Among
-    /// worlds of a size, the largest groups hold least on each rank.
-    fn ranks_needed(&self, memory: u64, options: &BudgetOptions) -> anyhow::Result<RanksNeeded> {
-        let group_max = self.config.num_key_value_heads;
-        let num_ranks_max = self.config.num_experts.max(1).next_multiple_of(group_max);
-        for num_ranks in 1..=num_ranks_max {
-            for tensor_parallel_size in (1..=group_max.min(num_ranks)).rev() {
-                if !num_ranks.is_multiple_of(tensor_parallel_size) {
-                    continue;
-                }
-                let world =
-                    World { tensor_parallel_size, data_parallel_size: num_ranks / tensor_parallel_size };
-                if self.shortage_in(world, memory, options)?.is_none() {
-                    return Ok(RanksNeeded::Enough { num_ranks, world });
-                }
-            }
-        }
-        let world = World { tensor_parallel_size: group_max, data_parallel_size: num_ranks_max / group_max };
-        Ok(match self.shortage_in(world, memory, options)? {
-            Some(shortage) => RanksNeeded::Never { shortage },
-            None => RanksNeeded::Enough { num_ranks: num_ranks_max, world },
-        })
+        demand.fit(memory, reserved_bytes(num_ranks > 1))
     }
 
     fn shortage_in(

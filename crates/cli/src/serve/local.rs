@@ -51,7 +51,7 @@ pub(crate) fn shape(tensor_parallel_size: usize, data_parallel_size: usize) -> S
 }
 
 /// Experts in even runs, the same of every layer.
-fn placement(shape: Shape, config: &ModelConfig) -> Placement {
+pub(crate) fn even_runs(shape: Shape, config: &ModelConfig) -> Placement {
     let num_ranks = shape.num_ranks as usize;
     let runs = (0..num_ranks).map(|rank| split(config.num_experts, num_ranks, rank));
     let layer: Vec<Vec<RankId>> =
@@ -61,7 +61,7 @@ fn placement(shape: Shape, config: &ModelConfig) -> Placement {
 
 /// What each rank is to hold.
 fn shards(shape: Shape, config: &ModelConfig) -> Vec<ShardSpec> {
-    let placement = placement(shape, config);
+    let placement = even_runs(shape, config);
     shape.ranks().map(|rank| ShardSpec::of(shape, rank, &placement)).collect()
 }
 
@@ -127,7 +127,7 @@ impl LocalWorld<'_> {
     /// All or none: what the first to fail says is why.
     async fn take_places(&self, epoch: Epoch, carrier: Carrier) -> Result<(), RankError> {
         let Self { shape, alike: Alike { room, exchange, dense_dtype, .. }, .. } = *self;
-        let placement = placement(shape, self.checkpoint.config());
+        let placement = even_runs(shape, self.checkpoint.config());
         let transports = local(shape.num_ranks, EXCHANGE_TIMEOUT);
         let abort = transports.first().map(LocalTransport::abort_handle);
         let mut taking = JoinSet::new();

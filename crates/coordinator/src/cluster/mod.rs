@@ -68,12 +68,7 @@ pub(crate) fn test_config(tensor_parallel_size: u32, data_parallel_size: u32) ->
         }),
         dense_dtype: chorale_plan::DenseFormat::Bf16,
         kv_dtype: None,
-        exchange: chorale_plan::ExchangeOptions {
-            timeout_ms: 2000,
-            dispatch: chorale_plan::RowFormat::F32,
-            fast_combine: false,
-            overlap_min_rows: None,
-        },
+        exchange: chorale_plan::ExchangeOptions::exact(2000),
         transport: "channels".to_owned(),
         timeouts: Timeouts { loading_ms: 5000, hang_ms: 4000, step_ms: 20_000, ..Timeouts::default() },
         balance: BalanceRule { min_rows: 100, ..BalanceRule::default() },

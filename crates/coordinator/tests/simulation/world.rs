@@ -8,7 +8,7 @@ use chorale_coordinator::cluster::{
     Action, BalanceRule, ClusterConfig, ClusterState, Event, MemberId, Membership, ModelFacts, PageBytes,
     RoomRule, RoomRules, SplitFacts, Timeouts,
 };
-use chorale_plan::{DenseFormat, Epoch, ExchangeOptions, FromWorker, RowFormat, StepPlan, ToWorker};
+use chorale_plan::{DenseFormat, Epoch, ExchangeOptions, FromWorker, StepPlan, ToWorker};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
@@ -114,12 +114,7 @@ fn config(draw: &mut Draw) -> ClusterConfig {
         }),
         dense_dtype: DenseFormat::Bf16,
         kv_dtype: None,
-        exchange: ExchangeOptions {
-            timeout_ms: EXCHANGE_MS as u32,
-            dispatch: RowFormat::F32,
-            fast_combine: false,
-            overlap_min_rows: None,
-        },
+        exchange: ExchangeOptions::exact(EXCHANGE_MS as u32),
         transport: "paper".to_owned(),
         timeouts: Timeouts {
             loading_ms: 4000,

@@ -85,7 +85,7 @@ impl<G> Graphs<G> {
     pub(super) fn keep(&mut self, launches: &Launches, graph: Option<G>) {
         let hash = FxBuildHasher.hash_one(launches);
         self.seen.retain(|&seen| seen != hash);
-        if self.made.len() == GRAPHS_MAX {
+        if self.made.len() == GRAPHS_MAX && !self.made.contains_key(launches) {
             let oldest =
                 self.made.iter().min_by_key(|(_, entry)| entry.last_use).map(|(list, _)| list.clone());
             oldest.and_then(|oldest| self.made.remove(&oldest));
@@ -170,5 +170,9 @@ mod tests {
         assert_eq!(graphs.made.len(), GRAPHS_MAX);
         assert_eq!(launch(&mut graphs, &list(8, 0), 0), "graph 0");
         assert_eq!(launch(&mut graphs, &list(8, 1), 0), "eager");
+        // One that is kept anew needs no room.
+        graphs.keep(&list(8, 0), None);
+        assert_eq!(graphs.made.len(), GRAPHS_MAX);
+        assert_eq!(launch(&mut graphs, &list(8, 2), 0), "graph 2");
     }
 }

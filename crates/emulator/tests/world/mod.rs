@@ -9,7 +9,7 @@ use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_plan::{
     Assignment, Carrier, DenseFormat, Epoch, ExchangeOptions, KvFormat, Placement, Rank as RankId, Room,
-    RowFormat, SamplingParams, SequenceSlice, Shape, SliceTokens, StepPlan, TokenId,
+    SamplingParams, SequenceSlice, Shape, SliceTokens, StepPlan, TokenId,
 };
 use chorale_worker::Rank;
 use std::sync::Arc;
@@ -37,10 +37,7 @@ impl World {
             shape: Shape::SOLO,
             rank: RankId(0),
             addresses: Vec::new(),
-            placement: Placement {
-                version: 0,
-                layers: vec![vec![vec![RankId(0)]; config.num_experts]; config.num_layers()],
-            },
+            placement: Placement::solo(config.num_layers(), config.num_experts),
             room: Room {
                 max_step_tokens: room.limits.max_rows as u32,
                 max_step_slices: room.limits.max_slices as u32,
@@ -49,12 +46,7 @@ impl World {
                 num_sliding_blocks: room.num_sliding_blocks as u32,
                 kv_dtype: KvFormat::Bf16,
             },
-            exchange: ExchangeOptions {
-                timeout_ms: 10_000,
-                dispatch: RowFormat::F32,
-                fast_combine: false,
-                overlap_min_rows: None,
-            },
+            exchange: ExchangeOptions::exact(10_000),
             carrier: Carrier::Frames,
             dense_dtype: DenseFormat::Bf16,
         };

@@ -75,7 +75,6 @@ impl Worker {
     /// How it ended, once it did.
     fn end(mut self) -> String {
         // The input stays open: it ends by itself, or was killed.
-        let (_awake, pause) = sync_channel::<()>(0);
         let started = Instant::now();
         while started.elapsed() < GONE_WITHIN {
             match self.process.try_wait() {
@@ -83,7 +82,7 @@ impl Worker {
                 Ok(Some(status)) => return format!("its process ended with {status}"),
                 Err(error) => return format!("its process cannot be waited for: {error}"),
             }
-            let _ = pause.recv_timeout(Duration::from_millis(20));
+            std::thread::park_timeout(Duration::from_millis(20));
         }
         self.kill();
         format!("its process is not gone after {} s", GONE_WITHIN.as_secs())
@@ -134,8 +133,7 @@ pub(super) fn run(
         }
         if run.vain > 0 {
             // What an ended process held may take a moment to be free.
-            let (_awake, pause) = sync_channel::<()>(0);
-            let _ = pause.recv_timeout(REST);
+            std::thread::park_timeout(REST);
         }
     }
     if !arguments.one_by_one {

@@ -4,18 +4,13 @@ pub(crate) use crate::layers::{HIDDEN, Model, NUM_EXPERTS, Random, TOP_K};
 
 use chorale_device::{Cpu, CpuError, DenseDtype, Device, Precision};
 use chorale_link::{Half, Home, Link, LinkError, LocalTransport, Mesh, Place, Solo, Transport, local};
-use chorale_plan::{Carrier, Epoch, ExchangeOptions, Placement, Rank, RowFormat, Shape};
+use chorale_plan::{Carrier, Epoch, ExchangeOptions, Placement, Rank, Shape};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
 pub(crate) const MAX_ROWS: usize = 8;
 
-pub(crate) const EXACT: ExchangeOptions = ExchangeOptions {
-    timeout_ms: 10_000,
-    dispatch: RowFormat::F32,
-    fast_combine: false,
-    overlap_min_rows: None,
-};
+pub(crate) const EXACT: ExchangeOptions = ExchangeOptions::exact(10_000);
 
 /// What came home, layer by layer, and the weights of each row's choices.
 #[derive(Debug, PartialEq)]

@@ -7,6 +7,7 @@ use super::tensors::{Place, Table};
 use super::{BudgetError, BudgetOptions, World};
 use crate::config::ModelConfig;
 use serde::Serialize;
+use std::convert::Infallible;
 
 /// How a rank's part meets its device's memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -32,7 +33,7 @@ pub enum Shortage {
     Weights {
         /// What they take.
         needed_bytes: u64,
-        /// The device's memory.
+        /// What is to be had of the device's memory.
         available_bytes: u64,
     },
     /// The weights fit, the activations of the largest step do not.
@@ -69,6 +70,93 @@ pub enum RanksNeeded {
         /// Why the most spread world does not fit.
         shortage: Shortage,
     },
+}
+
+impl RanksNeeded {
+    /// Looks for the smallest world that is short of nothing. Among worlds of a
+    /// size, the largest groups hold least on each rank, so they are tried first.
+    ///
+    /// # Errors
+    ///
+    /// Those of `shortage_in`.
+    pub fn find<E>(
+        config: &ModelConfig,
+        mut shortage_in: impl FnMut(World) -> Result<Option<Shortage>, E>,
+    ) -> Result<Self, E> {
+        let group_max = config.num_key_value_heads;
+        // Past one expert on a rank, only whole groups of the largest size remain
+        // to be tried: a larger world holds no less anywhere.
+        let num_ranks_max = config.num_experts.max(1).next_multiple_of(group_max);
+        for num_ranks in 1..=num_ranks_max {
+            for tensor_parallel_size in (1..=group_max.min(num_ranks)).rev() {
+                if num_ranks % tensor_parallel_size != 0 {
+                    continue;
+                }
+                let world =
+                    World { tensor_parallel_size, data_parallel_size: num_ranks / tensor_parallel_size };
+                if shortage_in(world)?.is_none() {
+                    return Ok(Self::Enough { num_ranks, world });
+                }
+            }
+        }
+        let most_spread =
+            World { tensor_parallel_size: group_max, data_parallel_size: num_ranks_max / group_max };
+        Ok(match shortage_in(most_spread)? {
+            Some(shortage) => Self::Never { shortage },
+            None => Self::Enough { num_ranks: num_ranks_max, world: most_spread },
+        })
+    }
+}
+
+/// What a rank takes of its device's memory, and what pages would.
+#[derive(Clone, Copy, Debug)]
+pub struct Demand {
+    /// Its weights.
+    pub weight_bytes: u64,
+    /// Activations and logits of the largest step, and what else goes with it.
+    pub workspace_bytes: u64,
+    /// Pages of all sliding layers that there must be.
+    pub sliding_bytes: u64,
+    /// One page of all full layers.
+    pub full_page_bytes: u64,
+    /// Positions of a page.
+    pub block_size: u64,
+    /// The longest sequence that must fit.
+    pub max_model_len: u64,
+}
+
+impl Demand {
+    /// Weighs it against a device's memory, of which some is not to be had.
+    pub fn fit(&self, device_memory_bytes: u64, reserved_bytes: u64) -> Fit {
+        let Self { weight_bytes, workspace_bytes, sliding_bytes, full_page_bytes, block_size, max_model_len } =
+            *self;
+        let free = device_memory_bytes.saturating_sub(reserved_bytes);
+        let after_weights = free.checked_sub(weight_bytes);
+        let after_workspace = after_weights.and_then(|left| left.checked_sub(workspace_bytes));
+        let left = after_workspace.unwrap_or(0);
+        let longest = sliding_bytes + max_model_len.div_ceil(block_size) * full_page_bytes;
+        let shortage = match (after_weights, after_workspace) {
+            (None, _) => Some(Shortage::Weights { needed_bytes: weight_bytes, available_bytes: free }),
+            (Some(left), None) => {
+                Some(Shortage::Workspace { needed_bytes: workspace_bytes, available_bytes: left })
+            }
+            (Some(_), Some(left)) => (left < longest).then_some(Shortage::Kv {
+                needed_bytes: longest,
+                available_bytes: left,
+                num_tokens: max_model_len,
+            }),
+        };
+        Fit {
+            device_memory_bytes,
+            kv_cache_bytes: left,
+            longest_sequence_bytes: longest,
+            num_kv_tokens: left
+                .saturating_sub(sliding_bytes)
+                .checked_div(full_page_bytes)
+                .map(|pages| pages * block_size),
+            shortage,
+        }
+    }
 }
 
 /// What a rank needs beside its weights.
@@ -117,36 +205,16 @@ impl Need {
         Ok(need)
     }
 
-    /// Weighs a rank's part against its memory.
-    pub(super) fn fit(&self, weight_bytes: u64, num_kv_heads: usize, memory: u64) -> Fit {
-        let after_weights = memory.checked_sub(weight_bytes);
-        let after_workspace = after_weights.and_then(|left| left.checked_sub(self.workspace_bytes));
-        let left = after_workspace.unwrap_or(0);
-
+    /// What a rank takes that holds such weights, and so many heads of each page.
+    pub(super) fn of_rank(&self, weight_bytes: u64, num_kv_heads: usize) -> Demand {
         let block = self.head_block_bytes * num_kv_heads as u64;
-        let sliding = self.sliding_blocks * block;
-        let full_block = self.num_full_layers * block;
-        let longest = sliding + self.max_model_len.div_ceil(self.block_size) * full_block;
-        let shortage = match (after_weights, after_workspace) {
-            (None, _) => Some(Shortage::Weights { needed_bytes: weight_bytes, available_bytes: memory }),
-            (Some(left), None) => {
-                Some(Shortage::Workspace { needed_bytes: self.workspace_bytes, available_bytes: left })
-            }
-            (Some(_), Some(left)) => (left < longest).then_some(Shortage::Kv {
-                needed_bytes: longest,
-                available_bytes: left,
-                num_tokens: self.max_model_len,
-            }),
-        };
-        Fit {
-            device_memory_bytes: memory,
-            kv_cache_bytes: left,
-            longest_sequence_bytes: longest,
-            num_kv_tokens: left
-                .saturating_sub(sliding)
-                .checked_div(full_block)
-                .map(|blocks| blocks * self.block_size),
-            shortage,
+        Demand {
+            weight_bytes,
+            workspace_bytes: self.workspace_bytes,
+            sliding_bytes: self.sliding_blocks * block,
+            full_page_bytes: self.num_full_layers * block,
+            block_size: self.block_size,
+            max_model_len: self.max_model_len,
         }
     }
 }
@@ -167,35 +235,15 @@ fn workspace_bytes(config: &ModelConfig, rows: usize) -> Option<u64> {
     (row.checked_mul(rows)?.checked_add(logits)? as u64).checked_mul(ACTIVATION_BYTES)
 }
 
-/// Looks for the smallest world in which every rank fits. Among worlds of a
-/// size, the largest groups hold least on each rank, so they are tried first.
+/// The smallest world in which every rank fits.
 pub(super) fn ranks_needed(table: &Table, config: &ModelConfig, need: &Need, memory: u64) -> RanksNeeded {
-    let group_max = config.num_key_value_heads;
     let shortage_in = |world: World| {
-        (0..world.num_ranks()).find_map(|rank| {
+        Ok::<_, Infallible>((0..world.num_ranks()).find_map(|rank| {
             let place = Place::new(rank, world);
-            let heads = place.of_group(group_max).len();
-            need.fit(table.bytes_held(place).total(), heads, memory).shortage
-        })
+            let heads = place.of_group(config.num_key_value_heads).len();
+            need.of_rank(table.bytes_held(place).total(), heads).fit(memory, 0).shortage
+        }))
     };
-    // Past one expert on a rank, only whole groups of the largest size remain
-    // to be tried: a larger world holds no less anywhere.
-    let num_ranks_max = config.num_experts.max(1).next_multiple_of(group_max);
-    for num_ranks in 1..=num_ranks_max {
-        for tensor_parallel_size in (1..=group_max.min(num_ranks)).rev() {
-            if num_ranks % tensor_parallel_size != 0 {
-                continue;
-            }
-            let world = World { tensor_parallel_size, data_parallel_size: num_ranks / tensor_parallel_size };
-            if shortage_in(world).is_none() {
-                return RanksNeeded::Enough { num_ranks, world };
-            }
-        }
-    }
-    let most_spread =
-        World { tensor_parallel_size: group_max, data_parallel_size: num_ranks_max / group_max };
-    match shortage_in(most_spread) {
-        Some(shortage) => RanksNeeded::Never { shortage },
-        None => RanksNeeded::Enough { num_ranks: num_ranks_max, world: most_spread },
-    }
+    let Ok(needed) = RanksNeeded::find(config, shortage_in);
+    needed
 }

@@ -50,7 +50,7 @@ pub(super) fn ranks(
                 workspace_bytes: need.workspace_bytes,
                 fit: options
                     .device_memory_bytes
-                    .map(|memory| need.fit(weights.total(), kv_heads.len(), memory)),
+                    .map(|memory| need.of_rank(weights.total(), kv_heads.len()).fit(memory, 0)),
                 kv_heads,
             }
         })
@@ -59,7 +59,7 @@ pub(super) fn ranks(
 
 /// What all groups hold together; `None` without device memory, or where no
 /// layer grows.
-pub(super) fn num_kv_tokens(ranks: &[RankBudget]) -> Option<u64> {
+pub fn num_kv_tokens(ranks: &[RankBudget]) -> Option<u64> {
     let groups = ranks.chunk_by(|one, next| one.group == next.group);
     groups
         .map(|group| {

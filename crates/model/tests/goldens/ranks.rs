@@ -10,8 +10,7 @@ use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_model::shard::{ShardSpec, split};
 use chorale_model::{GptOss, Room};
 use chorale_plan::{
-    Carrier, Epoch, ExchangeOptions, Placement, Rank, RowFormat, SamplingParams, SequenceSlice, Shape,
-    TokenId,
+    Carrier, Epoch, ExchangeOptions, Placement, Rank, SamplingParams, SequenceSlice, Shape, TokenId,
 };
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -41,12 +40,7 @@ fn engine<T: Transport>(
         epoch: Epoch(1),
         shape,
         rank,
-        exchange: ExchangeOptions {
-            timeout_ms: 10_000,
-            dispatch: RowFormat::F32,
-            fast_combine: false,
-            overlap_min_rows: None,
-        },
+        exchange: ExchangeOptions::exact(10_000),
         carrier: Carrier::Frames,
         num_layers: config.num_layers(),
         num_experts: config.num_experts,

@@ -12,8 +12,7 @@ use chorale_model::shard::ShardSpec;
 use chorale_model::{GptOss, Room};
 use chorale_nccl::{Beginning, Library, NcclLink, bring_up};
 use chorale_plan::{
-    Carrier, Epoch, ExchangeOptions, Placement, Rank, RowFormat, SamplingParams, SequenceSlice, Shape,
-    StepPlan, TokenId,
+    Carrier, Epoch, ExchangeOptions, Placement, Rank, SamplingParams, SequenceSlice, Shape, StepPlan, TokenId,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -126,10 +125,8 @@ fn rank(
     let spec = ShardSpec::of(shape, rank, &placement);
     let epoch = Epoch(1);
     let exchange = ExchangeOptions {
-        timeout_ms: PATIENCE.as_millis() as u32,
-        dispatch: RowFormat::F32,
-        fast_combine: false,
         overlap_min_rows: has_halves.then_some(2),
+        ..ExchangeOptions::exact(PATIENCE.as_millis() as u32)
     };
     let place = Place {
         epoch,

@@ -10,8 +10,8 @@ use chorale_model::checkpoint::Checkpoint;
 use chorale_nccl::{Library, NcclLinks};
 use chorale_plan::{
     Assignment, BlockId, BlockTable, Carrier, DenseFormat, Epoch, ExchangeOptions, KvFormat, Placement,
-    Rank as RankId, Room, RowFormat, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens,
-    StepOutput, StepPlan,
+    Rank as RankId, Room, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens, StepOutput,
+    StepPlan,
 };
 use chorale_worker::{Rank, RankError};
 use std::path::Path;
@@ -49,12 +49,7 @@ fn assignment(
             num_sliding_blocks: 8,
             kv_dtype: KvFormat::Bf16,
         },
-        exchange: ExchangeOptions {
-            timeout_ms: PATIENCE.as_millis() as u32,
-            dispatch: RowFormat::F32,
-            fast_combine: false,
-            overlap_min_rows: None,
-        },
+        exchange: ExchangeOptions::exact(PATIENCE.as_millis() as u32),
         carrier,
         dense_dtype: DenseFormat::Bf16,
     }

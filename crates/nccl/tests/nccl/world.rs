@@ -8,7 +8,7 @@ use chorale_device::{DenseDtype, Device, Precision};
 use chorale_emulator::{Emulator, Options};
 use chorale_link::{Half, Home, Link, LinkError, LocalTransport, Member, Place, Solo};
 use chorale_nccl::{Beginning, Library, NcclLink, NcclLinks, bring_up};
-use chorale_plan::{Carrier, Epoch, ExchangeOptions, Placement, Rank, RowFormat, Shape};
+use chorale_plan::{Carrier, Epoch, ExchangeOptions, Placement, Rank, Shape};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +16,8 @@ use std::time::Duration;
 pub(crate) const MAX_ROWS: usize = 12;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(crate) const EXACT: ExchangeOptions = ExchangeOptions {
-    timeout_ms: 60_000,
-    dispatch: RowFormat::F32,
-    fast_combine: false,
-    overlap_min_rows: Some(1),
-};
+pub(crate) const EXACT: ExchangeOptions =
+    ExchangeOptions { overlap_min_rows: Some(1), ..ExchangeOptions::exact(60_000) };
 
 /// What came home, layer by layer, and the weights of each row's choices.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -5,8 +5,7 @@ use chorale_link::{Joining, Meshes};
 use chorale_model::checkpoint::Checkpoint;
 use chorale_plan::{
     Assignment, BlockId, BlockTable, Carrier, DenseFormat, Epoch, ExchangeOptions, FromWorker, KvFormat,
-    Placement, Rank, Room, RowFormat, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens,
-    StepPlan, TokenId,
+    Placement, Rank, Room, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens, StepPlan, TokenId,
 };
 use chorale_worker::join::{Left, MemoryRate, Patience, Worker, WorkerConfig, WorkerError};
 use std::num::NonZeroUsize;
@@ -98,12 +97,7 @@ pub(crate) fn assignment(epoch: u64, shape: Shape, rank: u32, addresses: &[Strin
             num_sliding_blocks: 8,
             kv_dtype: KvFormat::F32,
         },
-        exchange: ExchangeOptions {
-            timeout_ms: 10_000,
-            dispatch: RowFormat::F32,
-            fast_combine: false,
-            overlap_min_rows: None,
-        },
+        exchange: ExchangeOptions::exact(10_000),
         carrier: Carrier::Frames,
         dense_dtype: DenseFormat::Bf16,
     }

@@ -7,8 +7,8 @@ use chorale_model::checkpoint::Checkpoint;
 use chorale_model::offline::{OfflineLimits, OfflineSequence};
 use chorale_plan::{
     Assignment, Carrier, DenseFormat, Epoch, ExchangeOptions, KvFormat, Placement, Rank as RankId, Room,
-    RowFormat, Sample, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens, StepJoin, StepOutput,
-    StepPlan, TokenId,
+    Sample, SamplingParams, SequenceId, SequenceSlice, Shape, SliceTokens, StepJoin, StepOutput, StepPlan,
+    TokenId,
 };
 use chorale_worker::{Rank, RankError};
 use std::future::Future;
@@ -92,12 +92,7 @@ pub(crate) fn assignment(
             num_sliding_blocks: room.num_sliding_blocks as u32,
             kv_dtype: KvFormat::F32,
         },
-        exchange: ExchangeOptions {
-            timeout_ms: 10_000,
-            dispatch: RowFormat::F32,
-            fast_combine: false,
-            overlap_min_rows: Some(2),
-        },
+        exchange: ExchangeOptions { overlap_min_rows: Some(2), ..ExchangeOptions::exact(10_000) },
         carrier: Carrier::Frames,
         dense_dtype: DenseFormat::Bf16,
     }

@@ -70,12 +70,7 @@ fn alike() -> Alike {
             num_sliding_blocks: 8,
             kv_dtype: KvFormat::Bf16,
         },
-        exchange: ExchangeOptions {
-            timeout_ms: 20_000,
-            dispatch: RowFormat::F32,
-            fast_combine: false,
-            overlap_min_rows: None,
-        },
+        exchange: ExchangeOptions::exact(20_000),
         dense_dtype: DenseFormat::Bf16,
         peer_exchange: PeerExchange::Auto,
     }
